@@ -1,0 +1,1 @@
+"""What is learnt: arms, training, prediction, metrics, comparison, report. Imports ``cohort`` and ``prompts``."""

@@ -1,0 +1,181 @@
+"""One YAML per experiment, one section per stage, every key checked before any work.
+
+A stage declares its section as a frozen dataclass; jsonargparse turns it into ``--help``, types, ranges and dotted
+overrides (``--plan.total 200``). Two rules are ours: an unknown key is an error that names the nearest legal one, and
+paths in a config resolve against the config's folder (mark such a field with ``path()`` or ``hub_or_path()``).
+"""
+
+import json
+import os
+import sys
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from cohort.errors import TailfillError, fail, nearest
+from cohort.pipeline import SECTIONS
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def path(default: Any = MISSING) -> Any:
+    """A dataclass field that holds a path; relative ones resolve against the config's folder."""
+    return _marked("path", default)
+
+
+def hub_or_path(default: Any = MISSING) -> Any:
+    """A dataclass field that holds a local path if one exists beside the config, and a model hub id otherwise."""
+    return _marked("hub_or_path", default)
+
+
+def _marked(kind: str, default: Any) -> Any:
+    return field(metadata={kind: True}) if default is MISSING else field(default=default, metadata={kind: True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What all stages share; the top level of an experiment's YAML."""
+
+    run: str = path()
+    """Folder of the experiment; every stage writes its own folder inside it."""
+    cohort: str | None = path(None)
+    """Folder of a prepared cohort; default: ``RUN/cohort``."""
+    seed: int = 0
+    """Seed of everything that is drawn at random in the experiment, from 0 on."""
+    threads: int = 2
+    """CPU threads per process; part of the promise of bit-equal output, so it is fixed here. 1 or more."""
+    tracker: str = "tensorboard"
+    """An accelerate tracker for training curves, or ``none``."""
+    arms: tuple[str, ...] = ("real", "oversample", "duplicate", "synthetic")
+    """The arms to compare; names as ``python -m classify.arm --help`` lists them."""
+    n_seeds: int = 3
+    """Seeds per arm: 0 to n_seeds - 1. At least 3, 5 for a claim."""
+
+    @property
+    def folder(self) -> Path:
+        """The experiment's folder."""
+        return Path(self.run)
+
+    @property
+    def cohort_folder(self) -> Path:
+        """The prepared cohort's folder."""
+        return Path(self.cohort) if self.cohort else self.folder / "cohort"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """A parsed command line: shared settings, the stage's own section, and its extra arguments."""
+
+    run: Run
+    section: Any
+    extra: dict[str, Any]
+    dry_run: bool
+
+
+def parse(
+    section: str, schema: type, *, doc: str | None, extra: dict[str, tuple[type, Any]] | None = None
+) -> Options:
+    """Read ``--config FILE`` and overrides from ``sys.argv``; exit with code 2 and one line on any mistake.
+
+    ``schema`` is the dataclass of the stage's section; ``extra`` maps the name of a further command-line argument to
+    ``(type, default)``, a default of ``...`` making it required.
+    """
+    parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="the experiment's YAML")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    for name, (kind, default) in (extra or {}).items():
+        parser.add_argument(f"--{name}", type=kind, **({"required": True} if default is ... else {"default": default}))
+    parser.add_class_arguments(Run)
+    parser.add_class_arguments(schema, section)
+    argv = _read_config_files(sys.argv[1:], section, schema)
+    try:
+        parsed = parser.instantiate_classes(parser.parse_args(argv))
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        _fail_plainly(str(error))
+    run = Run(**{f.name: getattr(parsed, f.name) for f in fields(Run)})
+    if run.threads < 1:
+        fail(f"threads is {run.threads}; wanted: 1 or more")
+    try:
+        return Options(
+            run=run,
+            section=getattr(parsed, section),
+            extra={name: getattr(parsed, name.replace("-", "_")) for name in extra or {}},
+            dry_run=parsed.dry_run,
+        )
+    except TailfillError as error:
+        fail(str(error))
+
+
+def load_yaml(file: Path) -> dict[str, Any]:
+    """Read an experiment's YAML as a mapping; raises ``TailfillError`` naming the file when it is not one."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TailfillError(f"config {file}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise TailfillError(f"config {file}: holds {type(content).__name__}; wanted: a mapping of sections")
+    legal = [f.name for f in fields(Run)] + list(SECTIONS)
+    for key in content:
+        if key not in legal:
+            raise TailfillError(f"config {file}: unknown key '{key}'{nearest(str(key), legal)}")
+    return content
+
+
+def check_keys(content: Any, schema: type, *, where: str) -> None:
+    """Raise ``TailfillError`` for the first key of ``content`` that is no field of ``schema``, nested ones included."""
+    if not isinstance(content, dict):
+        raise TailfillError(f"{where}: is {content!r}; wanted: a mapping with keys of {schema.__name__}")
+    legal: dict[str, Field[Any]] = {f.name: f for f in fields(schema)}
+    for key, value in content.items():
+        if key not in legal:
+            raise TailfillError(f"{where}: unknown key '{key}'{nearest(str(key), list(legal))}")
+        kind = legal[key].type
+        if isinstance(kind, type) and is_dataclass(kind):
+            check_keys(value, kind, where=f"{where}.{key}")
+
+
+def resolve_paths(content: dict[str, Any], schema: type, base: Path) -> dict[str, Any]:
+    """Return ``content`` with the marked path fields of ``schema`` made absolute against ``base``."""
+    resolved = dict(content)
+    for f in fields(schema):
+        value = resolved.get(f.name)
+        if isinstance(value, dict) and isinstance(f.type, type) and is_dataclass(f.type):
+            resolved[f.name] = resolve_paths(value, f.type, base)
+        elif isinstance(value, str) and ("path" in f.metadata or "hub_or_path" in f.metadata):
+            candidate = Path(os.path.normpath(base / Path(value).expanduser()))
+            resolved[f.name] = str(candidate) if "path" in f.metadata or candidate.exists() else value
+    return resolved
+
+
+def _read_config_files(argv: list[str], section: str, schema: type) -> list[str]:
+    """Replace ``--config FILE`` by the part of the file that this stage reads, checked and with paths resolved."""
+    out, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        flag, _, value = word.partition("=")
+        if flag != "--config":
+            out.append(word)
+            continue
+        if not value and not rest:
+            fail("--config: no file given")
+        file = Path(value or rest.pop(0))
+        try:
+            content = load_yaml(file)
+            own = content.get(section) or {}
+            check_keys(own, schema, where=f"config {file}: {section}")
+        except TailfillError as error:
+            fail(str(error))
+        base = file.resolve().parent
+        top = {key: content[key] for key in content if key in {f.name for f in fields(Run)}}
+        merged = resolve_paths(top, Run, base) | {section: resolve_paths(own, schema, base)}
+        out += ["--config", json.dumps(merged)]
+    return out
+
+
+def _fail_plainly(message: str) -> None:
+    """jsonargparse's message without its usage text, as one line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    fail(" ".join(lines) or "the command line cannot be read; see --help")

@@ -1,0 +1,185 @@
+"""The stages in order, and where a run stands: the ``tailfill`` command.
+
+::
+
+    tailfill                 the stages, one line each with its command
+    tailfill status RUN      per stage: complete, stale, begun or missing; counts; time; the next command to type
+
+Stages meet only in folders of a run; this table is the one place that names them.
+"""
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cohort.errors import TailfillError, run_command
+
+STAMP = "_stage.json"
+BEGUN = "_begun.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEntry:
+    """One line of the pipeline: its name, the command to type, the folder that it writes below the run's.
+
+    In ``folder``, ARM stands for any arm, SEED for an arm's seed (below 1000) and CRITIC for one from 1000 on.
+    """
+
+    name: str
+    command: str
+    folder: str
+    row: str
+
+
+STAGES: tuple[StageEntry, ...] = (
+    StageEntry(
+        name="prepare", command="python -m cohort.prepare nih --root DIR --out RUN/cohort", folder="cohort",
+        row="a real image",
+    ),
+    StageEntry(name="plan", command="python -m prompts.plan --config C", folder="plan", row="an image to make"),
+    StageEntry(
+        name="autoencoder", command="accelerate launch synth/autoencoder.py --config C", folder="autoencoder",
+        row="(weights; only for a generator trained from nothing)",
+    ),
+    StageEntry(
+        name="finetune", command="accelerate launch synth/finetune.py --config C", folder="generator",
+        row="(a diffusers pipeline)",
+    ),
+    StageEntry(
+        name="generate", command="accelerate launch synth/generate.py --config C", folder="images",
+        row="an image made, or its error",
+    ),
+    StageEntry(
+        name="critic", command="accelerate launch classify/train.py --config C --arm real --arm-seed 1000",
+        folder="train/real/seed_CRITIC", row="(weights of the filter's critic, and of the start that the arms share)",
+    ),
+    StageEntry(
+        name="filter", command="accelerate launch synth/filter.py --config C", folder="synthetic",
+        row="an image made: labels, scores, keep, reason",
+    ),
+    StageEntry(
+        name="arm", command="python -m classify.arm --config C --arm ARM --arm-seed N", folder="arms/ARM/seed_SEED",
+        row="a training slot",
+    ),
+    StageEntry(
+        name="train", command="accelerate launch classify/train.py --config C --arm ARM --arm-seed N",
+        folder="train/ARM/seed_SEED", row="(weights)",
+    ),
+    StageEntry(
+        name="predict", command="accelerate launch classify/predict.py --config C --arm ARM --arm-seed N",
+        folder="predictions/ARM/seed_SEED", row="an image x label set: logits",
+    ),
+    StageEntry(
+        name="compare", command="python -m classify.compare --config C", folder="comparison",
+        row="a class or group x metric x pair of arms",
+    ),
+    StageEntry(name="report", command="python -m classify.report --config C", folder="report", row="report.html"),
+)
+
+SECTIONS: tuple[str, ...] = (
+    "prepare", "plan", "autoencoder", "finetune", "generate", "filter", "arm", "train", "predict", "compare", "report",
+)
+
+
+def read_stamp(folder: Path) -> dict[str, Any] | None:
+    """The stamp of a stage's folder, or None while it is not complete; a broken stamp raises ``TailfillError``."""
+    file = folder / STAMP
+    if not file.is_file():
+        return None
+    try:
+        stamp: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TailfillError(f"{file}: is no readable stamp: {error}") from error
+    return stamp
+
+
+def is_stale(stamp: dict[str, Any]) -> bool:
+    """Whether an input stage has changed, or vanished, since this stage was made."""
+    for entry in stamp["inputs"].values():
+        if entry["kind"] == "stage":
+            source = read_stamp(Path(entry["path"]))
+            if source is None or source["output_hash"] != entry["hash"]:
+                return True
+    return False
+
+
+def folder_state(folder: Path) -> str:
+    """``complete``, ``stale``, ``begun`` or ``missing``."""
+    stamp = read_stamp(folder)
+    if stamp is None:
+        return "begun" if (folder / BEGUN).is_file() else "missing"
+    return "stale" if is_stale(stamp) else "complete"
+
+
+def stage_folders(run: Path, entry: StageEntry) -> list[Path]:
+    """The existing folders of a stage, one per arm and seed where it has several, sorted."""
+    pattern = entry.folder.replace("ARM", "[^/]+").replace("SEED", "[0-9]{1,3}").replace("CRITIC", "[0-9]{4,}")
+    depth = "/".join("*" * len(entry.folder.split("/")))
+    return sorted(path for path in run.glob(depth) if path.is_dir() and
+                  re.fullmatch(pattern, path.relative_to(run).as_posix()))
+
+
+def describe(run: Path, entry: StageEntry) -> tuple[str, str, float]:
+    """State, counts and seconds of a stage of ``run``; stages with one folder per arm and seed are summed."""
+    folders = stage_folders(run, entry)
+    stamps = [(folder, read_stamp(folder)) for folder in folders]
+    states = [folder_state(folder) for folder in folders]
+    if not states:
+        return "missing", "", 0.0
+    counts: dict[str, int] = {}
+    for _, stamp in stamps:
+        for key, value in (stamp or {}).get("counts", {}).items():
+            if isinstance(value, int):
+                counts[key] = counts.get(key, 0) + value
+    seconds = sum((stamp or {}).get("seconds", 0.0) for _, stamp in stamps)
+    state = next((s for s in ("stale", "begun", "missing") if s in states), "complete")
+    if "seed_" in entry.folder:
+        state = f"{states.count('complete')}/{len(states)} complete" if state == "complete" else f"{state} (of {len(states)})"
+    return state, " ".join(f"{key}={value:,}" for key, value in counts.items()), seconds
+
+
+def print_pipeline() -> None:
+    """Print the stages in order, one line each."""
+    width = max(len(stage.command) for stage in STAGES)
+    sys.stdout.write("RUN is the experiment's folder, C its YAML; `tailfill status RUN` says what to type next.\n\n")
+    for stage in STAGES:
+        sys.stdout.write(f"{stage.name:12} {stage.command:{width}}  -> {stage.folder}: {stage.row}\n")
+    sys.stdout.write("\nall of them  python scripts/experiment.py C\n")
+
+
+def print_status(run: Path) -> None:
+    """Print where ``run`` stands and the next command."""
+    if not run.is_dir():
+        raise TailfillError(f"{run}: is no folder; wanted: the folder of a run")
+    config = run / "config.yaml"
+    upcoming = None
+    for stage in STAGES:
+        state, counts, seconds = describe(run, stage)
+        sys.stdout.write(f"{stage.name:12} {state:18} {seconds / 60:7.1f} min  {counts}\n")
+        if upcoming is None and "complete" not in state and not (stage.name == "autoencoder" and state == "missing"):
+            upcoming = stage
+    if upcoming is None:
+        sys.stdout.write(f"\ncomplete: open {run / 'report' / 'report.html'}\n")
+        return
+    name = str(config) if config.is_file() else "CONFIG.yaml"
+    command = upcoming.command.replace("RUN", str(run)).replace(" C", f" {name}", 1) if upcoming.name != "prepare" else (
+        upcoming.command.replace("RUN", str(run))
+    )
+    sys.stdout.write(f"\nnext: {command}\n  or: python scripts/experiment.py {name}\n")
+
+
+def main() -> None:
+    """``tailfill`` and ``tailfill status RUN``."""
+    parser = argparse.ArgumentParser(prog="tailfill", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command")
+    commands.add_parser("status", help="where a run stands").add_argument("run", type=Path)
+    options = parser.parse_args()
+    run_command(print_pipeline if options.command is None else lambda: print_status(options.run))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""The tables that stages speak through: one pandera schema each, validated on every write and every read.
+
+Label columns are Int8 with 1, 0 or null for unknown; they stand in every table under the label's own name, so no label
+may be called like a reserved column. Parquet keeps the order of the rows; readers never depend on it.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+
+from cohort.errors import TailfillError
+from cohort.stage import require, verify, write_atomically
+
+VIEWS, SEXES, SPLITS = ("PA", "AP", "LATERAL"), ("M", "F"), ("train", "val", "test")
+RESERVED = frozenset(
+    "image_id root path patient_id study_id view age sex split sample_id prompt negative_prompt charged_to "
+    "label_source_id init_image_id strength seed batch round keep reason status error sha256 height width seconds rank "
+    "micro_batch slot_id repeat loss_weight phase fold arm weights".split()
+)
+
+
+def _text(*, nullable: bool = False, unique: bool = False, isin: Sequence[str] | None = None) -> pa.Column:
+    return pa.Column(str, pa.Check.isin(list(isin)) if isin else None, nullable=nullable, unique=unique, coerce=True)
+
+
+def _number(kind: str, check: pa.Check | None = None, *, nullable: bool = False) -> pa.Column:
+    return pa.Column(kind, check, nullable=nullable, coerce=True)
+
+
+def _labels(labels: Sequence[str]) -> dict[str, pa.Column]:
+    return {label: pa.Column("Int8", pa.Check.isin([0, 1]), nullable=True, coerce=True) for label in labels}
+
+
+def _person() -> dict[str, pa.Column]:
+    return {
+        "view": _text(nullable=True, isin=VIEWS),
+        "age": _number("float64", pa.Check.in_range(0, 120), nullable=True),
+        "sex": _text(nullable=True, isin=SEXES),
+    }
+
+
+def _image(labels: Sequence[str], splits: Sequence[str]) -> dict[str, pa.Column]:
+    return {
+        "image_id": _text(unique=True), "root": _text(), "path": _text(), "patient_id": _text(),
+        "study_id": _text(nullable=True), **_person(), "split": _text(isin=splits), **_labels(labels),
+    }
+
+
+def cohort_schema(labels: Sequence[str]) -> pa.DataFrameSchema:
+    """One row per real image."""
+    return pa.DataFrameSchema(_image(labels, SPLITS), strict=True, name="cohort")
+
+
+def plan_schema(labels: Sequence[str]) -> pa.DataFrameSchema:
+    """One row per image to make; a finding that is not asked for is 0."""
+    return pa.DataFrameSchema(
+        {
+            "sample_id": _text(unique=True), "prompt": _text(), "negative_prompt": _text(), **_labels(labels),
+            **_person(), "charged_to": _text(isin=[*labels, "negative"]), "label_source_id": _text(nullable=True),
+            "init_image_id": _text(nullable=True),
+            "strength": _number("float64", pa.Check.in_range(0, 1), nullable=True),
+            "seed": _number("int64", pa.Check.ge(0)), "batch": _number("int64", pa.Check.ge(0)),
+            "round": _number("int64", pa.Check.ge(0)),
+        },
+        strict=True, name="plan",
+    )
+
+
+def images_schema() -> pa.DataFrameSchema:
+    """One row per image made, or per error."""
+    return pa.DataFrameSchema(
+        {
+            "sample_id": _text(unique=True), "status": _text(isin=("ok", "error")), "error": _text(nullable=True),
+            "path": _text(nullable=True), "sha256": _text(nullable=True), "height": _number("Int64", nullable=True),
+            "width": _number("Int64", nullable=True), "seconds": _number("float64", pa.Check.ge(0)),
+            "rank": _number("int64", pa.Check.ge(0)), "micro_batch": _number("int64", pa.Check.ge(1)),
+        },
+        strict=True, name="images",
+    )
+
+
+def synthetic_schema(labels: Sequence[str], rules: Sequence[str]) -> pa.DataFrameSchema:
+    """One row per image made: the cohort's columns, where it came from, a score per rule, and the decision."""
+    return pa.DataFrameSchema(
+        {
+            **_image(labels, ("train",)), "sample_id": _text(unique=True),
+            "charged_to": _text(isin=[*labels, "negative"]), "label_source_id": _text(nullable=True),
+            "round": _number("int64", pa.Check.ge(0)),
+            **{rule: _number("float64", nullable=True) for rule in rules},
+            "keep": pa.Column(bool), "reason": _text(nullable=True),
+        },
+        strict=True, name="synthetic",
+    )
+
+
+def arm_schema() -> pa.DataFrameSchema:
+    """One row per training slot; duplicates, oversampling and schedules are all expressed here."""
+    return pa.DataFrameSchema(
+        {
+            "slot_id": _number("int64", pa.Check.ge(0)), "image_id": _text(), "sample_id": _text(nullable=True),
+            "repeat": _number("int64", pa.Check.ge(0)), "loss_weight": _number("float64", pa.Check.gt(0)),
+            "phase": _number("int64", pa.Check.isin([1, 2])),
+        },
+        strict=True, unique=["slot_id"], name="arm",
+    )
+
+
+def predictions_schema(labels: Sequence[str]) -> pa.DataFrameSchema:
+    """One row per image and set of weights: labels and logits, never probabilities."""
+    return pa.DataFrameSchema(
+        {
+            "image_id": _text(), "split": _text(isin=SPLITS), "patient_id": _text(), "study_id": _text(nullable=True),
+            "view": _text(nullable=True, isin=VIEWS), "sex": _text(nullable=True, isin=SEXES),
+            "fold": _number("int64", pa.Check.ge(0)), "arm": _text(), "seed": _number("int64", pa.Check.ge(0)),
+            "weights": _text(isin=("raw", "ema")), **_labels(labels),
+            **{f"logit_{label}": pa.Column("float32", nullable=False) for label in labels},
+        },
+        strict=True, unique=["image_id", "arm", "seed", "weights", "fold"], name="predictions",
+    )
+
+
+def comparison_schema() -> pa.DataFrameSchema:
+    """One row per class or group, metric and pair of arms; ``reason`` says why a null is null."""
+    optional = {key: _number("float64", nullable=True) for key in
+                ("value", "rival_value", "delta", "ci_low", "ci_high", "p")}
+    return pa.DataFrameSchema(
+        {
+            "arm": _text(), "rival": _text(nullable=True), "label": _text(), "metric": _text(), **optional,
+            "n_positive_images": _number("int64"), "n_positive_patients": _number("int64"),
+            "n_seeds": _number("int64", pa.Check.ge(1)), "reason": _text(nullable=True),
+        },
+        strict=True, name="comparison",
+    )
+
+
+def check_table(frame: pd.DataFrame, schema: pa.DataFrameSchema, *, where: str) -> pd.DataFrame:
+    """Validate and coerce; raises ``TailfillError`` naming table, column, row and value of the first failure."""
+    try:
+        return schema.validate(frame, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        cases = errors.failure_cases
+        first = cases.iloc[0]
+        more = f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
+        row = "" if pd.isna(first["index"]) else f", row {first['index']}"
+        column = f"column '{first['column']}'" if isinstance(first["column"], str) else "table"
+        raise TailfillError(
+            f"{where}: {column}{row}: {first['failure_case']!r} fails {first['check']}{more}"
+        ) from errors
+
+
+def write_table(frame: pd.DataFrame, file: Path, schema: pa.DataFrameSchema | None = None) -> None:
+    """Validate and write a Parquet file under a temporary name, then rename it."""
+    checked = frame if schema is None else check_table(frame, schema, where=str(file))
+    buffer = io.BytesIO()
+    checked.to_parquet(buffer, index=False)
+    write_atomically(file, buffer.getvalue())
+
+
+def read_table(file: Path, schema: pa.DataFrameSchema | None = None) -> pd.DataFrame:
+    """Read and validate a Parquet file; raises ``TailfillError`` naming the file when it is none."""
+    if not file.is_file():
+        raise TailfillError(f"{file}: no such table")
+    try:
+        frame = pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise TailfillError(f"{file}: is no readable Parquet table: {error}") from error
+    return frame if schema is None else check_table(frame, schema, where=str(file))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """A prepared cohort: its table and what its stamp says of it."""
+
+    frame: pd.DataFrame
+    labels: list[str]
+    groups: dict[str, str]
+    """Label to ``head``, ``medium`` or ``tail``, fixed by the train split's real images."""
+    roots: dict[str, Path]
+    salt: str
+    folder: Path
+
+    def split(self, *names: str) -> pd.DataFrame:
+        """The rows of the named splits, with a fresh index."""
+        return self.frame[self.frame["split"].isin(names)].reset_index(drop=True)
+
+    def in_group(self, group: str) -> list[str]:
+        """The labels of a group, in column order."""
+        return [label for label in self.labels if self.groups[label] == group]
+
+    def image_paths(self, frame: pd.DataFrame) -> list[Path]:
+        """The absolute path of each row's image file."""
+        return [self.roots[root] / path for root, path in zip(frame["root"], frame["path"], strict=True)]
+
+
+def load_cohort(folder: Path) -> Cohort:
+    """Read a prepared cohort; raises ``TailfillError`` when it is missing, changed or invalid."""
+    extra: dict[str, Any] = require(folder, "cohort")["extra"]
+    frame = read_table(verify(folder, "cohort", "cohort.parquet"), cohort_schema(extra["labels"]))
+    return Cohort(
+        frame=frame, labels=extra["labels"], groups=extra["groups"], salt=extra["salt"], folder=folder,
+        roots={name: Path(path) for name, path in extra["roots"].items()},
+    )
