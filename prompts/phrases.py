@@ -1,0 +1,200 @@
+"""Label vectors in a radiologist's words.
+
+A prompt says who was imaged, in which view, and every finding that the vector carries; nothing else. What a label does
+not state (side, size, severity) is not invented: a wording adds at most what the term itself means on a film. Each
+wording keeps the label's own words (``Hernia`` -> "hiatal hernia"), because small text encoders are trained on these
+prompts and because a reader must be able to get back from the prompt to the labels.
+
+Rules:
+
+- Different sets of labels give different prompts within a variant; the order in which labels are given plays no part.
+- A label outside the vocabulary (a cohort made from a CSV may bring any) is spoken as its own name in lower case.
+- No finding is ever left out. Where the full wording would not fit the text encoder, the short one is taken; where that
+  does not fit either, :func:`phrase` raises, and :func:`fits` says so beforehand.
+
+It does not promise that a pre-trained text encoder knows the words.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+from cohort.errors import TailfillError
+from cohort.tables import SEXES, VIEWS
+
+MAX_TOKENS = 75
+"""CLIP's 77 positions without the start and end tokens."""
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    # NIH ChestX-ray14 and CXR-LT 2024, by CXR-LT's names; the first wording is the short one.
+    "Adenopathy": ("adenopathy", "hilar or mediastinal adenopathy"),
+    "Atelectasis": ("atelectasis", "atelectasis with volume loss"),
+    "Azygos Lobe": ("azygos lobe", "azygos lobe with azygos fissure"),
+    "Bulla": ("bulla", "thin-walled bulla"),
+    "Calcification of the Aorta": ("calcification of the aorta", "calcification of the aorta wall"),
+    "Cardiomegaly": ("cardiomegaly", "cardiomegaly with an enlarged heart"),
+    "Cardiomyopathy": ("cardiomyopathy", "signs of cardiomyopathy"),
+    "Clavicle Fracture": ("clavicle fracture", "clavicle fracture line"),
+    "Consolidation": ("consolidation", "airspace consolidation"),
+    "Edema": ("pulmonary edema", "pulmonary edema with vascular congestion"),
+    "Effusion": ("effusion", "pleural effusion with a blunted angle"),
+    "Emphysema": ("emphysema", "emphysema with hyperinflated lungs"),
+    "Enlarged Cardiomediastinum": ("enlarged cardiomediastinum", "enlarged cardiomediastinum silhouette"),
+    "Fibrosis": ("fibrosis", "pulmonary fibrosis with reticular opacities"),
+    "Fissure": ("fissure", "visible fissure"),
+    "Fracture": ("fracture", "bone fracture"),
+    "Granuloma": ("granuloma", "calcified granuloma"),
+    "Hernia": ("hiatal hernia", "hiatal hernia behind the heart"),
+    "Hilum": ("prominent hilum", "prominent hilum contour"),
+    "Hydropneumothorax": ("hydropneumothorax", "hydropneumothorax with an air-fluid level"),
+    "Infarction": ("infarction", "pulmonary infarction"),
+    "Infiltration": ("infiltration", "lung infiltration"),
+    "Kyphosis": ("kyphosis", "kyphosis of the thoracic spine"),
+    "Lobar Atelectasis": ("lobar atelectasis", "lobar atelectasis with a collapsed lobe"),
+    "Lung Lesion": ("lung lesion", "focal lung lesion"),
+    "Lung Opacity": ("lung opacity", "parenchymal lung opacity"),
+    "Mass": ("lung mass", "focal lung mass"),
+    "Nodule": ("lung nodule", "focal lung nodule"),
+    "Osteopenia": ("osteopenia", "diffuse osteopenia of the bones"),
+    "Pleural Effusion": ("pleural effusion", "layering pleural effusion"),
+    "Pleural Other": ("other pleural abnormality", "other pleural disease"),
+    "Pleural Thickening": ("pleural thickening", "visible pleural thickening"),
+    "Pneumomediastinum": ("pneumomediastinum", "pneumomediastinum with air in the mediastinum"),
+    "Pneumonia": ("pneumonia", "pneumonia with airspace opacity"),
+    "Pneumoperitoneum": ("pneumoperitoneum", "pneumoperitoneum with free air below the diaphragm"),
+    "Pneumothorax": ("pneumothorax", "pneumothorax with a visible pleural line"),
+    "Pulmonary Embolism": ("pulmonary embolism", "signs of pulmonary embolism"),
+    "Pulmonary Hypertension": ("pulmonary hypertension", "pulmonary hypertension with enlarged arteries"),
+    "Rib Fracture": ("rib fracture", "rib fracture line"),
+    "Round(ed) Atelectasis": ("rounded atelectasis", "rounded atelectasis next to the pleura"),
+    "Scoliosis": ("scoliosis", "scoliosis of the thoracic spine"),
+    "Subcutaneous Emphysema": ("subcutaneous emphysema", "subcutaneous emphysema in the soft tissues"),
+    "Support Devices": ("support devices", "support devices in place"),
+    "Tortuous Aorta": ("tortuous aorta", "tortuous thoracic aorta"),
+    "Tuberculosis": ("tuberculosis", "pulmonary tuberculosis"),
+    # Not findings but statements that there is none; CXR-LT 2024 says Normal, 2023 says No Finding.
+    "Normal": ("normal heart and lungs", "normal chest"),
+    "No Finding": ("no finding", "no finding of note"),
+}
+
+NOTHING = ("no acute cardiopulmonary abnormality", "no abnormality of heart or lungs", "clear lungs without abnormality")
+
+TEMPLATES = (
+    "{Image} of {person}. {Findings}.",
+    "{Image}, {patient}: {findings}.",
+    "{Findings}. {Image} of {person}.",
+    "{Image} of {person} showing {findings}.",
+    "{Image}. {Person} with {findings}.",
+    "Findings: {findings}. {Image} of {person}.",
+)
+"""Capitals start a sentence; ``patient`` is ``person`` without the article."""
+
+PLAIN_WORDS = frozenset((
+    "arteries", "below", "bones", "chest", "clear", "diaphragm", "enlarged", "film", "findings", "frontal", "heart",
+    "infant", "lateral", "lungs", "male", "normal", "other", "patient", "place", "showing", "signs", "soft", "spine",
+    "tissues", "visible", "woman",
+))
+"""Everyday English, taken as one token each; every other word counts by its length."""
+
+SHORT_TEMPLATE = "{Image}, {patient}: {findings}."
+
+N_VARIANTS = len(TEMPLATES)
+
+
+def phrase(
+    labels_present: Sequence[str], *, view: str | None, age: float | None, sex: str | None, variant: int
+) -> str:
+    """The prompt of one image.
+
+    ``labels_present`` holds the names of the labels that are 1, in any order; empty means that nothing is there.
+    ``view`` is PA, AP, LATERAL or None; ``age`` in years, None or NaN when unknown; ``sex`` M, F or None; ``variant``
+    any integer, taken modulo ``N_VARIANTS``: it chooses template, wording and the order of the findings.
+
+    Raises ``TailfillError`` for an unknown view or sex, and when even the short wording exceeds ``MAX_TOKENS``.
+    """
+    if view is not None and view not in VIEWS:
+        raise TailfillError(f"prompt: view is {view!r}; wanted: one of {', '.join(VIEWS)}, or None")
+    if sex is not None and sex not in SEXES:
+        raise TailfillError(f"prompt: sex is {sex!r}; wanted: one of {', '.join(SEXES)}, or None")
+    labels = sorted(set(labels_present))
+    for short in (False, True):
+        text = _fill(labels, view=view, age=age, sex=sex, variant=variant, short=short)
+        if estimated_tokens(text) <= MAX_TOKENS:
+            return text
+    raise TailfillError(f"prompt of {len(labels)} findings ({', '.join(labels)}): about {estimated_tokens(text)} "
+                        f"tokens even in its short wording; wanted: {MAX_TOKENS} or fewer, with no finding left out")
+
+
+def fits(labels_present: Sequence[str]) -> bool:
+    """Whether :func:`phrase` can say these labels in every variant, whoever was imaged."""
+    labels = sorted(set(labels_present))
+    longest = _fill(labels, view="LATERAL", age=100, sex="F", variant=0, short=True)
+    return estimated_tokens(longest) <= MAX_TOKENS
+
+
+def negative_prompt() -> str:
+    """The empty prompt: guidance then points away from the unconditional image, which is what training has learnt.
+
+    A list of flaws ("blurry, text") is made of words that a text encoder trained on radiology prompts never met.
+    """
+    return ""
+
+
+def estimated_tokens(text: str) -> int:
+    """A cautious estimate of what CLIP's byte-pair encoding makes of ``text``, start and end tokens not counted.
+
+    One token per digit, punctuation mark, word of up to 4 letters and plain word; a longer word costs one per 3.5
+    letters, chosen because Greek compounds break into pieces of 3 to 4 letters there. The tokenizer of the generator
+    has the last word: whoever encodes a prompt must refuse one that exceeds its length, never cut it.
+    """
+    pieces = re.findall(r"[a-z]+|[^\sa-z]", text.lower())
+    return sum(1 if len(piece) <= 4 or piece in PLAIN_WORDS else math.ceil(len(piece) / 3.5) for piece in pieces)
+
+
+def _findings(labels: list[str], variant: int, *, short: bool) -> str:
+    """All findings in one clause; the variant rotates their order, and reverses it every other time."""
+    if not labels:
+        return NOTHING[variant % len(NOTHING)]
+    start = variant % len(labels)
+    order = labels[start:] + labels[:start]
+    words = [_wording(label, 0 if short else variant) for label in (order[::-1] if variant % 2 else order)]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _wording(label: str, variant: int) -> str:
+    wordings = WORDINGS.get(label, (label.lower().replace("_", " "),))
+    return wordings[(variant // 2) % len(wordings)]
+
+
+def _image(view: str | None, *, short: bool) -> str:
+    projection = {"PA": "frontal PA ", "AP": "frontal AP ", "LATERAL": "lateral ", None: ""}[view]
+    return projection + ("chest film" if short else "chest radiograph")
+
+
+def _person(age: float | None, sex: str | None) -> tuple[str, str]:
+    """Article and noun, as in ``a``, ``63-year-old woman``; children are boy or girl, below one year an infant."""
+    years = None if age is None or math.isnan(age) else int(age)
+    adult = years is None or years >= 18
+    noun = {"M": "man" if adult else "boy", "F": "woman" if adult else "girl", None: "patient"}[sex]
+    if years is None:
+        return "a", noun
+    if years == 0:
+        return {"M": ("a", "male infant"), "F": ("a", "female infant"), None: ("an", "infant")}[sex]
+    return "an" if years in (8, 11, 18) or 80 <= years < 90 else "a", f"{years}-year-old {noun}"
+
+
+def _fill(
+    labels: list[str], *, view: str | None, age: float | None, sex: str | None, variant: int, short: bool
+) -> str:
+    """Put image, person and findings into the variant's template, or into the short one."""
+    image, findings = _image(view, short=short), _findings(labels, variant, short=short)
+    article, patient = _person(age, sex)
+    person = f"{article} {patient}"
+    return (SHORT_TEMPLATE if short else TEMPLATES[variant % N_VARIANTS]).format(
+        image=image, person=person, patient=patient, findings=findings,
+        Image=_capital(image), Person=_capital(person), Findings=_capital(findings),
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
