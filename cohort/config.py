@@ -5,6 +5,7 @@ overrides (``--plan.total 200``). Two rules are ours: an unknown key is an error
 paths in a config resolve against the config's folder (mark such a field with ``path()`` or ``hub_or_path()``).
 """
 
+import argparse
 import json
 import os
 import sys
@@ -19,6 +20,10 @@ from cohort.errors import TailfillError, fail, nearest
 from cohort.pipeline import SECTIONS
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's help with a module's docstring left in its lines."""
 
 
 def path(default: Any = MISSING) -> Any:
@@ -83,7 +88,7 @@ def parse(
     ``schema`` is the dataclass of the stage's section; ``extra`` maps the name of a further command-line argument to
     ``(type, default)``, a default of ``...`` making it required.
     """
-    parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, formatter_class=HelpFormatter)
     parser.add_argument("--config", action="config", help="the experiment's YAML")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
     for name, (kind, default) in (extra or {}).items():
@@ -92,7 +97,7 @@ def parse(
     parser.add_class_arguments(schema, section)
     argv = _read_config_files(sys.argv[1:], section, schema)
     try:
-        parsed = parser.instantiate_classes(parser.parse_args(argv))
+        parsed = parser.instantiate(parser.parse_args(argv))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         _fail_plainly(str(error))
     run = Run(**{f.name: getattr(parsed, f.name) for f in fields(Run)})

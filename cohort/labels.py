@@ -16,7 +16,7 @@ from cohort.errors import TailfillError, nearest
 from cohort.tables import RESERVED
 
 HEAD_ABOVE = 0.10
-"""Prevalence above which a label is ``head`` (CXR-LT 2024, arXiv 2506.07984: head > 10 %, medium 1-10 %, tail < 1 %)."""
+"""Prevalence above which a label is ``head`` (CXR-LT 2024, 2506.07984: head > 10 %, medium 1-10 %, tail < 1 %)."""
 TAIL_BELOW = 0.01
 """Prevalence below which a label is ``tail`` (same source); both bounds themselves are ``medium``."""
 GROUPS = ("head", "medium", "tail")
@@ -37,7 +37,7 @@ class LabelSpace:
     def __post_init__(self) -> None:
         for label in self.labels:
             if label in RESERVED or label.startswith("logit_") or not label.strip():
-                raise TailfillError(f"label space '{self.name}': '{label}' is a reserved column name and can be no label")
+                raise TailfillError(f"label space '{self.name}': '{label}' is a reserved column name, no label")
         if len(set(self.labels)) != len(self.labels) or not self.labels:
             raise TailfillError(f"label space '{self.name}': labels are {list(self.labels)}; wanted: distinct names")
 
@@ -49,7 +49,7 @@ class LabelSpace:
         return label
 
     def vector(self, findings: str) -> dict[str, int]:
-        """``Mass|Effusion`` as one 0 or 1 per label; raises ``TailfillError`` for unknown, empty or contradictory text."""
+        """``Mass|Effusion`` as one 0 or 1 per label; raises ``TailfillError`` for unknown or contradictory text."""
         words = [word.strip() for word in findings.split("|")]
         if words == [""]:
             raise TailfillError(f"no findings given; wanted: labels joined by '|', or '{self.negative[0]}'")

@@ -88,12 +88,18 @@ SECTIONS: tuple[str, ...] = (
 def read_stamp(folder: Path) -> dict[str, Any] | None:
     """The stamp of a stage's folder, or None while it is not complete; a broken stamp raises ``TailfillError``."""
     file = folder / STAMP
-    if not file.is_file():
-        return None
+    return read_stamp_file(file) if file.is_file() else None
+
+
+def read_stamp_file(file: Path) -> dict[str, Any]:
+    """A stamp, finished or begun; raises ``TailfillError`` when it is none."""
     try:
-        stamp: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stamp = json.loads(file.read_text(encoding="utf-8"))
+        missing = [key for key in ("stage", "fingerprint", "config", "inputs") if key not in stamp]
+    except (OSError, ValueError, TypeError) as error:
         raise TailfillError(f"{file}: is no readable stamp: {error}") from error
+    if missing or not isinstance(stamp, dict):
+        raise TailfillError(f"{file}: is no stamp of a stage: it has no '{(missing or ['stage'])[0]}'")
     return stamp
 
 
@@ -138,7 +144,8 @@ def describe(run: Path, entry: StageEntry) -> tuple[str, str, float]:
     seconds = sum((stamp or {}).get("seconds", 0.0) for _, stamp in stamps)
     state = next((s for s in ("stale", "begun", "missing") if s in states), "complete")
     if "seed_" in entry.folder:
-        state = f"{states.count('complete')}/{len(states)} complete" if state == "complete" else f"{state} (of {len(states)})"
+        n = len(states)
+        state = f"{states.count('complete')}/{n} complete" if state == "complete" else f"{state} (of {n})"
     return state, " ".join(f"{key}={value:,}" for key, value in counts.items()), seconds
 
 
@@ -166,15 +173,14 @@ def print_status(run: Path) -> None:
         sys.stdout.write(f"\ncomplete: open {run / 'report' / 'report.html'}\n")
         return
     name = str(config) if config.is_file() else "CONFIG.yaml"
-    command = upcoming.command.replace("RUN", str(run)).replace(" C", f" {name}", 1) if upcoming.name != "prepare" else (
-        upcoming.command.replace("RUN", str(run))
-    )
+    command = re.sub(r" C\b", lambda _: f" {name}", upcoming.command).replace("RUN", str(run))
     sys.stdout.write(f"\nnext: {command}\n  or: python scripts/experiment.py {name}\n")
 
 
 def main() -> None:
     """``tailfill`` and ``tailfill status RUN``."""
-    parser = argparse.ArgumentParser(prog="tailfill", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(prog="tailfill", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("status", help="where a run stands").add_argument("run", type=Path)
     options = parser.parse_args()

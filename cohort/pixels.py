@@ -1,9 +1,10 @@
 """Image files to 8-bit grey arrays: the one way in which Tailfill reads a radiograph.
 
-PNG and JPEG, 8 or 16 bit, grey, colour, palette, with or without alpha. The image is squeezed to a square with an
-antialiased filter; its sides are not padded or cropped, so that nothing at the border of a lung is lost. 16-bit values are
-scaled by the full range of the format (65535 -> 255), never by the image's own minimum and maximum: brightness
-must mean the same in each image of a set. An unreadable or truncated file is an error that names it, never a blank.
+PNG and JPEG, 8 or 16 bit, grey, colour, palette, with or without alpha (which is dropped). The image is squeezed to a
+square with an antialiased filter; its sides are not padded or cropped, so that nothing at the border of a lung is lost.
+16-bit values are scaled by the full range of the format (65535 -> 255), never by the image's own minimum and maximum:
+brightness must mean the same in each image of a set. An unreadable or truncated file is an error that names it, never a
+blank.
 
 Not promised: DICOM, EXIF rotation, or a window chosen for 12-bit data stored in 16 bits.
 """

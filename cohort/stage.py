@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.errors import TailfillError
-from cohort.pipeline import BEGUN, STAMP, STAGES, read_stamp
+from cohort.pipeline import BEGUN, STAGES, STAMP, read_stamp, read_stamp_file
 
 SCHEMA_VERSION = 1
 PACKAGES = ("tailfill", "torch", "diffusers", "transformers", "accelerate", "timm", "torchmetrics", "pandas",
@@ -77,7 +77,7 @@ class Stage:
         for name, complete in ((STAMP, True), (BEGUN, False)):
             file = self.folder / name
             if file.is_file():
-                found = read_stamp(self.folder) if complete else json.loads(file.read_text(encoding="utf-8"))
+                found = read_stamp_file(file)
                 if found["fingerprint"] != self.fingerprint:
                     raise TailfillError(
                         f"{self.folder}: was made from other settings: {self._difference(found)}; "

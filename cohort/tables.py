@@ -18,9 +18,12 @@ from cohort.stage import require, verify, write_atomically
 
 VIEWS, SEXES, SPLITS = ("PA", "AP", "LATERAL"), ("M", "F"), ("train", "val", "test")
 RESERVED = frozenset(
-    "image_id root path patient_id study_id view age sex split sample_id prompt negative_prompt charged_to "
-    "label_source_id init_image_id strength seed batch round keep reason status error sha256 height width seconds rank "
-    "micro_batch slot_id repeat loss_weight phase fold arm weights".split()
+    (
+        "image_id", "root", "path", "patient_id", "study_id", "view", "age", "sex", "split", "sample_id",
+        "prompt", "negative_prompt", "charged_to", "label_source_id", "init_image_id", "strength", "seed",
+        "batch", "round", "keep", "reason", "status", "error", "sha256", "height", "width", "seconds", "rank",
+        "micro_batch", "slot_id", "repeat", "loss_weight", "phase", "fold", "arm", "weights",
+    )
 )
 
 

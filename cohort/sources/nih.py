@@ -6,8 +6,8 @@
     ROOT/images/*.png or ROOT/images_001/images/*.png ... images_012/images/*.png
     ROOT/train_val_list.txt, ROOT/test_list.txt      (both or none)
 
-Images have no study id: NIH's ``Follow-up #`` counts a patient's images. In the header two names contain an unquoted comma
-and fall apart; they stand behind the columns that are read. 2017's ages may read ``058Y``.
+Images have no study id: NIH's ``Follow-up #`` counts a patient's images. In the header two names contain an unquoted
+comma and fall apart; they stand behind the columns that are read. 2017's ages may read ``058Y``.
 """
 
 from pathlib import Path
@@ -28,7 +28,7 @@ def find_files(root: Path, label_file: Path | None) -> dict[str, Path]:
     present = [label_file] if label_file else [root / name for name in LABEL_FILES if (root / name).is_file()]
     if len(present) != 1 or not present[0].is_file():
         found = "both" if len(present) == 2 else "none" if not present else f"no file {present[0]}"
-        raise TailfillError(f"{root}: label file: {found} found; wanted: one of {', '.join(LABEL_FILES)}, or --csv FILE")
+        raise TailfillError(f"{root}: label file: {found} found; wanted one of {', '.join(LABEL_FILES)}, or --csv FILE")
     lists = {split: root / name for split, name in SPLIT_FILES.items() if (root / name).is_file()}
     if len(lists) == 1:
         missing = next(name for split, name in SPLIT_FILES.items() if split not in lists)
@@ -86,29 +86,28 @@ def read(files: dict[str, Path], *, root: Path, space: LabelSpace) -> SourceTabl
                 raise TailfillError(f"stands in neither {' nor '.join(SPLIT_FILES.values())}")
             if name in in_both:
                 raise TailfillError(f"stands in both {' and '.join(SPLIT_FILES.values())}")
-            records[line] = _record(row, images, space, table.nulled) | {"split": splits.get(name)}
+            records[line] = _record(row, images, table, line) | {"split": splits.get(name)}
         except TailfillError as error:
             bad.append(BadRow(file=files["labels"], row=line, image_id=name or None, reason=str(error)))
     known = {fields[at["Image Index"]] for _, fields in lines if len(fields) > at["Image Index"]}
-    strays = [BadRow(file=places[name][0], row=places[name][1], image_id=name, reason="stands in no row of the label file")
-              for name in places if name not in known]
+    strays = [BadRow(file=file, row=row, image_id=name, reason="stands in no row of the label file")
+              for name, (file, row) in places.items() if name not in known]
     table.bad, table.n_read, table.frame = bad + strays, table.n_read + len(strays), to_frame(records, space)
     return table
 
 
-def _record(
-    row: dict[str, str], images: dict[str, list[str]], space: LabelSpace, nulled: dict[str, int]
-) -> dict[str, object]:
+def _record(row: dict[str, str], images: dict[str, list[str]], table: SourceTable, line: int) -> dict[str, object]:
     """One row in the cohort's columns, its split left out; raises ``TailfillError`` with the reason it cannot be."""
     name = check_relative(row["Image Index"])
-    labels = space.vector(row["Finding Labels"])
+    labels = table.space.vector(row["Finding Labels"])
     if not row["Patient ID"]:
         raise TailfillError("no patient id given")
     paths = images.get(name, [])
     if len(paths) != 1:
         raise TailfillError(f"'{name}' is in {len(paths)} places: {', '.join(paths)}" if paths else
                             f"no file '{name}' in images/ or images_0*/images/")
-    about = person(view=row["View Position"], age=row["Patient Age"], sex=row["Patient Gender"], nulled=nulled)
+    about = person(view=row["View Position"], age=row["Patient Age"], sex=row["Patient Gender"],
+                   nulled=table.nulled, line=line)
     return {"image_id": name, "root": "nih", "path": paths[0], "patient_id": row["Patient ID"], "study_id": None,
             **about, **labels}
 

@@ -15,7 +15,7 @@ from cohort.errors import TailfillError, nearest
 from cohort.labels import LabelSpace
 
 OLDEST = 120.0
-"""Ages above this many years are typing errors (NIH has 148, 411 and others); they become null and are counted."""
+"""Ages above this many years are typing errors (NIH's 2017 file has 148 and 411); they become null and are counted."""
 AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 """The suffixes of DICOM's age string, in years."""
 VIEWS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL", "L": "LATERAL", "LAT": "LATERAL",
@@ -38,7 +38,7 @@ class BadRow:
 
 @dataclass(kw_only=True)
 class SourceTable:
-    """What a source read: the cohort's columns, indexed by the line in ``file``; ``split`` is null where to be drawn."""
+    """What a source read: the cohort's columns, indexed by the line in ``file``; ``split`` is null where not given."""
 
     file: Path
     space: LabelSpace
@@ -47,8 +47,8 @@ class SourceTable:
     patient_ids: str
     """``given``, or ``image`` when the source has no patients and each image stands for its own."""
     bad: list[BadRow]
-    nulled: dict[str, int] = field(default_factory=dict)
-    """How many values of age, view and sex were implausible or not understood, and became null."""
+    nulled: dict[str, set[int]] = field(default_factory=lambda: {"view": set(), "age": set(), "sex": set()})
+    """Lines whose view, age or sex was implausible or not understood, and became null."""
 
 
 def read_lines(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -101,11 +101,12 @@ def parse_sex(text: str) -> str | None:
     return SEXES.get(text.upper())
 
 
-def person(*, view: str, age: str, sex: str, nulled: dict[str, int]) -> dict[str, str | float | None]:
-    """The uniform view, age and sex of a row; ``nulled`` counts what was written but could not be used."""
+def person(*, view: str, age: str, sex: str, nulled: dict[str, set[int]], line: int) -> dict[str, str | float | None]:
+    """The uniform view, age and sex of a row; ``nulled`` notes its line where one was written but could not be used."""
     found: dict[str, str | float | None] = {"view": parse_view(view), "age": parse_age(age), "sex": parse_sex(sex)}
     for key, text in (("view", view), ("age", age), ("sex", sex)):
-        nulled[f"{key}_nulled"] = nulled.get(f"{key}_nulled", 0) + (bool(text) and found[key] is None)
+        if text and found[key] is None:
+            nulled[key].add(line)
     return found
 
 
