@@ -17,7 +17,7 @@ def reject_duplicates(table: SourceTable) -> None:
     for column, what in (("image_id", "image id"), ("path", "path")):
         first: dict[str, int] = {}
         repeated = {}
-        for line, name in table.frame[column].items():
+        for line, name in _by_line(table, column):
             if first.setdefault(name, line) != line:
                 repeated[line] = f"{what} '{name}' is already in row {first[name]}"
         _reject(table, repeated)
@@ -28,7 +28,7 @@ def reject_shared_patients(table: SourceTable) -> None:
     splits = table.frame.dropna(subset="split").groupby("patient_id")["split"].agg(lambda names: sorted(set(names)))
     shared = {patient: " and ".join(names) for patient, names in splits.items() if len(names) > 1}
     _reject(table, {line: f"patient '{patient}' is in two splits: {shared[patient]}"
-                    for line, patient in table.frame["patient_id"].items() if patient in shared})
+                    for line, patient in _by_line(table, "patient_id") if patient in shared})
 
 
 def reject_unreadable(table: SourceTable, root: Path, *, threads: int) -> None:
@@ -46,7 +46,12 @@ def describe_bad(bad: list[BadRow]) -> str:
     return f"{count}: {listed}{more}. Mend the file, or give --on-bad skip. Nothing was written"
 
 
+def _by_line(table: SourceTable, column: str) -> list[tuple[int, str]]:
+    return [(int(line), str(value)) for line, value in zip(table.frame.index, table.frame[column], strict=True)]
+
+
 def _reject(table: SourceTable, reasons: dict[int, str]) -> None:
-    table.bad += [BadRow(file=table.file, row=line, image_id=table.frame.at[line, "image_id"], reason=reason)
+    names = dict(_by_line(table, "image_id"))
+    table.bad += [BadRow(file=table.file, row=line, image_id=names[line], reason=reason)
                   for line, reason in reasons.items()]
     table.frame = table.frame.drop(index=list(reasons))
