@@ -77,7 +77,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "No Finding": ("no finding", "no finding of note"),
 }
 
-NOTHING = ("no acute cardiopulmonary abnormality", "no abnormality of heart or lungs", "clear lungs without abnormality")
+NOTHING = ("no acute cardiopulmonary abnormality", "no abnormality of the lungs", "clear lungs and normal heart")
 
 TEMPLATES = (
     "{Image} of {person}. {Findings}.",

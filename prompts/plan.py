@@ -1,0 +1,210 @@
+"""Scarcity -> budget -> a plan with one row per image to make.
+
+::
+
+    python -m prompts.plan --config configs/nih128.yaml            writes RUN/plan: plan.parquet, budget.parquet
+    python -m prompts.plan --config configs/nih128.yaml --dry-run  prints the budget, writes nothing
+
+Real train images decide everything: which labels are scarce, how many images of each to ask for (``prompts.scarcity``),
+which combinations of findings (``prompts.allocate``), which patients and words (``prompts.rows``, ``prompts.phrases``).
+Images of the validation and test splits are never looked at. An unknown label of a real image is not asked for: it
+counts as absent in its vector, while prevalence is taken over the images whose label is known.
+
+Every scarce finding that gets less than asked has a reason in ``budget.parquet``; an explicit number that cannot be met
+is an error. The plan does not promise that the generator can draw what is asked for: the filter finds that out.
+"""
+
+import logging
+import sys
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from cohort.config import parse
+from cohort.errors import TailfillError, nearest, run_command
+from cohort.stage import Stage
+from cohort.tables import Cohort, load_cohort, plan_schema, write_table
+from prompts.allocate import Allocation, Combinations, add_unseen, allocate, combination_limits, find_combinations
+from prompts.phrases import fits, negative_prompt
+from prompts.rows import assemble, describe_patients, make_positives
+from prompts.scarcity import RULES, Targets, find_scarce, set_targets, train_counts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """What to ask for."""
+
+    scarce: tuple[str, ...] = ("tail",)
+    """Scarce labels, by group (head, medium, tail) or by name."""
+    rule: str = "flat"
+    """Budget rule: flat (equal), floor (real + synthetic up to ``floor``), inverse_frequency, or effective_number."""
+    total: int | None = None
+    """Sum of all targets, 1 or more; negatives come on top. Null with rule floor: whatever reaches the floor."""
+    floor: int | None = None
+    """Images of a class, real + synthetic, that rule floor aims for; 1 or more."""
+    max_ratio: float | None = 10.0
+    """Cap on synthetic per real image of a class, above 0; null for none. Past 10 gains are gone (arXiv 2308.12453)."""
+    per_class: dict[str, int] = field(default_factory=dict)
+    """Explicit targets by label, 0 or more, inside the total; they win over rule and cap, and make the label scarce."""
+    beta: float = 0.999
+    """Of rule effective_number, 0 or more and below 1 (Cui et al. 2019, who use .9 to .9999)."""
+    spread: float = 2.0
+    """How far a combination's share of a class's images may depart from its real share, up or down; factor from 1."""
+    max_repeat: int | None = None
+    """Most images per real image that carries the combination, 1 or more; null for no limit beyond ``spread``."""
+    allow_unseen: bool = False
+    """Whether to also ask for pairs of scarce findings that no real image carries; their label_source_id is null."""
+    negatives_per_positive: float = 1.0
+    """Matched negatives per positive, 0 to 1: a second one with the same noise would be the same image again."""
+    age_jitter: int = 5
+    """Years by which an age may differ from the real one that it was taken from, 0 to 20."""
+    batch_size: int = 32
+    """Rows of a logical batch, 1 or more: the unit in which images are made and accounted for."""
+
+    def __post_init__(self) -> None:
+        """Raise ``TailfillError`` for the first value out of range."""
+        if self.rule not in RULES:
+            raise TailfillError(f"plan.rule: unknown rule '{self.rule}'{nearest(self.rule, list(RULES))}")
+        for key, low, high in (("total", 1, None), ("floor", 1, None), ("spread", 1, None), ("max_repeat", 1, None),
+                               ("negatives_per_positive", 0, 1), ("age_jitter", 0, 20), ("batch_size", 1, None)):
+            value = getattr(self, key)
+            if value is not None and not (low <= value and (high is None or value <= high)):
+                raise TailfillError(f"plan.{key}: is {value}; wanted: " + (
+                    f"{low} or more" if high is None else f"{low} to {high}"))
+        if self.max_ratio is not None and not self.max_ratio > 0:
+            raise TailfillError(f"plan.max_ratio: is {self.max_ratio}; wanted: above 0, or null for no cap")
+        if not 0 <= self.beta < 1:
+            raise TailfillError(f"plan.beta: is {self.beta}; wanted: 0 or more and below 1")
+        if self.rule == "floor" and self.floor is None:
+            raise TailfillError("plan.floor: is missing; rule 'floor' wants the images per class to aim for")
+        for label, n in self.per_class.items():
+            if n < 0:
+                raise TailfillError(f"plan.per_class.{label}: is {n}; wanted: 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plan's rows, the budget per label, and counts for the stamp."""
+
+    rows: pd.DataFrame
+    budget: pd.DataFrame
+    counts: dict[str, int]
+
+
+def build_plan(cohort: Cohort, config: PlanConfig, *, seed: int, round_: int = 0) -> Plan:
+    """Decide what to ask for; the same cohort (in any order of rows), config, seed and round give the same plan.
+
+    Raises ``TailfillError`` for names that the cohort does not know, for explicit numbers that cannot be met, and when
+    nothing is left to ask for.
+    """
+    labels = cohort.labels
+    train = cohort.split("train").sort_values("image_id", ignore_index=True)
+    counts = train_counts(train, labels)
+    scarce = find_scarce(config.scarce, labels=labels, groups=cohort.groups, per_class=config.per_class)
+    targets = set_targets(counts, scarce, rule=config.rule, total=config.total, floor=config.floor,
+                          max_ratio=config.max_ratio, beta=config.beta, per_class=config.per_class)
+    wanted = np.array([targets.wanted[label] for label in scarce], np.int64)
+    if not wanted.any():
+        raise TailfillError("plan: nothing to ask for: " + "; ".join(f"{k}: {v}" for k, v in targets.reasons.items()))
+    matrix = np.column_stack([train[label].fillna(0).to_numpy(np.int8) for label in labels]).astype(bool)
+    columns = [labels.index(label) for label in scarce]
+    combinations, n_unspeakable = _candidates(matrix, columns, labels, allow_unseen=config.allow_unseen)
+    limits = combination_limits(combinations, columns, wanted, spread=config.spread, max_repeat=config.max_repeat)
+    allocation = allocate(combinations.vectors, scarce=columns, targets=wanted, limits=limits,
+                          weight=combinations.weight)
+    reasons = _shortfalls(scarce, wanted, allocation, targets, config, counts)
+    rng = np.random.default_rng([seed, round_])
+    positives = make_positives(combinations, allocation.counts, wanted, scarce=columns, rng=rng)
+    n = len(positives.charged)
+    if not n:
+        raise TailfillError("plan: nothing can be asked for: " + "; ".join(f"{k}: {v}" for k, v in reasons.items()))
+    patients = describe_patients(train, matrix, positives, age_jitter=config.age_jitter, rng=rng)
+    due = np.floor(np.arange(1, n + 1) * config.negatives_per_positive + 1e-9)
+    rows = assemble(
+        train, labels, combinations.vectors[positives.combination], positives, patients, scarce=columns,
+        has_negative=np.diff(due, prepend=0).astype(bool), seed=seed, round_=round_, batch_size=config.batch_size,
+        negative_prompt=negative_prompt(), rng=rng,
+    )
+    tally = {"planned": len(rows), "positives": n, "negatives": len(rows) - n,
+             "extrapolated": int((positives.source < 0).sum()), "unspeakable_combinations": n_unspeakable}
+    return Plan(rows=rows, budget=_budget(cohort, counts, rows, scarce, targets.wanted, reasons), counts=tally)
+
+
+def _candidates(
+    matrix: np.ndarray, scarce: list[int], labels: list[str], *, allow_unseen: bool
+) -> tuple[Combinations, int]:
+    """Combinations that a prompt can say, and how many real ones are left out because none can."""
+    seen = find_combinations(matrix, scarce)
+    speakable = [fits([labels[j] for j in np.flatnonzero(vector)]) for vector in seen.vectors]
+    kept = np.flatnonzero(speakable)
+    said = Combinations(vectors=seen.vectors[kept], members=[seen.members[k] for k in kept], weight=seen.weight[kept])
+    return add_unseen(said, matrix, scarce) if allow_unseen else said, len(seen.vectors) - len(kept)
+
+
+def _shortfalls(
+    scarce: list[str], wanted: np.ndarray, allocation: Allocation, targets: Targets, config: PlanConfig,
+    counts: pd.DataFrame,
+) -> dict[str, str]:
+    """A reason per class that gets less than its rule wanted; raises for an explicit number that cannot be met."""
+    reasons = dict(targets.reasons)
+    for label, target, reach in zip(scarce, wanted, allocation.reachable, strict=True):
+        if reach >= target:
+            continue
+        n_real = int(counts["n_real"][label])
+        why = f"only {reach} of {target} images can be asked for: " + (
+            "no real train image carries it (allow_unseen asks for it without one)" if n_real == 0 else
+            "no combination with it fits into a prompt" if reach == 0 else
+            f"max_repeat {config.max_repeat} x the combinations of {n_real} real images")
+        if label in config.per_class:
+            raise TailfillError(f"plan.per_class.{label}: cannot be met: {why}")
+        reasons[label] = "; ".join(filter(None, [reasons.get(label), why]))
+    for label, reason in reasons.items():
+        log.info("plan: %s: %s", label, reason)
+    return reasons
+
+
+def _budget(
+    cohort: Cohort, counts: pd.DataFrame, rows: pd.DataFrame, scarce: list[str], wanted: dict[str, int],
+    reasons: dict[str, str],
+) -> pd.DataFrame:
+    """One row per label of the cohort; those that are not scarce have no target, and ``carried`` shows the padding."""
+    positive = rows[rows["charged_to"] != "negative"]
+    charged = positive["charged_to"].value_counts()
+    labels = cohort.labels
+    return pd.DataFrame({
+        "label": labels, "group": [cohort.groups[label] for label in labels], "scarce": [k in scarce for k in labels],
+        "n_real": counts.loc[labels, "n_real"].to_numpy(), "prevalence": counts.loc[labels, "prevalence"].to_numpy(),
+        "target": [wanted.get(label, 0) for label in labels],
+        "charged": [int(charged.get(label, 0)) for label in labels],
+        "carried": positive[labels].sum().to_numpy(np.int64),
+        "reason": pd.array([reasons.get(label) for label in labels], dtype="str"),
+    })
+
+
+def main() -> None:
+    """The ``plan`` stage."""
+    options = parse("plan", PlanConfig, doc=__doc__)
+    run, config = options.run, options.section
+    cohort = load_cohort(run.cohort_folder)
+    stage = Stage("plan", run.folder / "plan", config={**asdict(config), "seed": run.seed},
+                  inputs={"cohort": run.cohort_folder})
+    if not options.dry_run and stage.is_complete():
+        log.info("plan: complete, nothing to do")
+        return
+    plan = build_plan(cohort, config, seed=run.seed)
+    if options.dry_run:
+        asked = plan.budget[plan.budget["scarce"]].drop(columns="scarce").to_string(index=False)
+        sys.stdout.write(f"{stage.describe(rows=plan.counts)}\n{asked}\n")
+        return
+    stage.begin()
+    write_table(plan.rows, stage.folder / "plan.parquet", plan_schema(cohort.labels))
+    write_table(plan.budget, stage.folder / "budget.parquet")
+    stage.finish(outputs=["plan.parquet", "budget.parquet"], counts=plan.counts)
+    log.info("plan: %(planned)d images: %(positives)d positives, %(negatives)d matched negatives", plan.counts)
+
+
+if __name__ == "__main__":
+    run_command(main)

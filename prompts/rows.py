@@ -1,0 +1,155 @@
+"""From images per combination to the rows of a plan: source, patient, words, seed and matched negative of each image.
+
+::
+
+    combination --deal--> source image     evenly over the real images that carry it
+    charged class --deal--> view, age, sex jointly from one real image of that class, the age moved a little
+    positive --remove scarce findings--> matched negative: same noise, view, age, sex, variant
+
+Everything is dealt rather than drawn: shuffled once and used in turn, so that shares are those of reality to within one
+image. Rows are interleaved so that any beginning of the plan is a fair sample of it, as a run may be cut short; each
+negative follows its positive. It does not promise that the patient described is the source image's: the findings are
+the source's, the patient is another one of the class.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from prompts.allocate import Combinations, charge
+from prompts.phrases import N_VARIANTS, phrase
+
+NOTHING_LABELS = ("Normal", "No Finding")
+"""Labels that say that there is no finding; a negative without any finding left carries them where they exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positives:
+    """One entry per positive row, all (P,): its combination, row of its source (-1: none), charged label column."""
+
+    combination: np.ndarray
+    source: np.ndarray
+    charged: np.ndarray
+
+
+def make_positives(
+    combinations: Combinations, counts: np.ndarray, targets: np.ndarray, *, scarce: list[int],
+    rng: np.random.Generator,
+) -> Positives:
+    """Deal sources, charge classes and interleave; ``counts`` (K,) images per combination, ``targets`` (S,)."""
+    carries = combinations.vectors[:, scarce]
+    sources = [deal(members, int(n), rng) if len(members) else np.full(n, -1)
+               for members, n in zip(combinations.members, counts, strict=True)]
+    positives = Positives(
+        combination=np.repeat(np.arange(len(counts)), counts),
+        source=np.concatenate([*sources, np.zeros(0, np.int64)]).astype(np.int64),
+        charged=np.array(scarce)[charge(carries, counts, targets)],
+    )
+    order = interleave(positives.charged, rng)
+    return Positives(combination=positives.combination[order], source=positives.source[order],
+                     charged=positives.charged[order])
+
+
+def deal(pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` entries of ``pool``, each as often as any other to within one, in random order."""
+    rounds = -(-n // len(pool))
+    return np.concatenate([rng.permutation(pool) for _ in range(rounds)] or [pool[:0]])[:n]
+
+
+def interleave(charged: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An order of the rows whose every beginning holds each class in its share, to within one image per class.
+
+    A class with n rows puts its i-th, in random order, somewhere in the i-th of n equal parts of the plan.
+    """
+    position = np.empty(len(charged))
+    for label in np.unique(charged):
+        rows = rng.permutation(np.flatnonzero(charged == label))
+        position[rows] = (np.arange(len(rows)) + rng.random(len(rows))) / len(rows)
+    return np.argsort(position, kind="stable")
+
+
+def describe_patients(
+    train: pd.DataFrame, matrix: np.ndarray, positives: Positives, *, age_jitter: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """``view``, ``age`` (years, whole, 0 to 100), ``sex`` per positive; null where the real image has none.
+
+    Dealt from the real train images of the charged class, laterals left out unless the class has nothing else; a
+    class without any real image takes all of train. A row whose own source is a lateral is a lateral.
+    """
+    view = train["view"].astype(object).to_numpy()
+    frontal = view != "LATERAL"
+    donor = np.empty(len(positives.charged), np.int64)
+    for label in np.unique(positives.charged):
+        rows = np.flatnonzero(positives.charged == label)
+        pools = (matrix[:, label] & frontal, matrix[:, label], frontal, np.ones(len(train), bool))
+        donor[rows] = deal(np.flatnonzero(next(pool for pool in pools if pool.any())), len(rows), rng)
+    age = np.floor(train["age"].to_numpy(np.float64)[donor])
+    age = np.clip(age + rng.integers(-age_jitter, age_jitter + 1, len(age)), 0, 100)
+    asked = view[donor]
+    asked[(positives.source >= 0) & ~frontal[positives.source]] = "LATERAL"
+    return pd.DataFrame({"view": asked, "age": age, "sex": train["sex"].astype(object).to_numpy()[donor]})
+
+
+def remove_scarce(vectors: np.ndarray, scarce: list[int], labels: list[str]) -> np.ndarray:
+    """``vectors``, bool (P, L), without the scarce findings; where nothing is left, ``Normal`` becomes true.
+
+    Real images without a finding carry that label, so an all-zero vector would be a rare and wrong one.
+    """
+    left = vectors.copy()
+    left[:, scarce] = False
+    for name in NOTHING_LABELS:
+        if name in labels:
+            left[:, labels.index(name)] |= ~left.any(axis=1)
+    return left
+
+
+def assemble(
+    train: pd.DataFrame, labels: list[str], vectors: np.ndarray, positives: Positives, patients: pd.DataFrame, *,
+    scarce: list[int], has_negative: np.ndarray, seed: int, round_: int, batch_size: int, negative_prompt: str,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """The plan: every positive, followed by its matched negative where ``has_negative``, bool (P,), says so."""
+    n = len(vectors)
+    variant = deal(np.arange(N_VARIANTS), n, rng)
+    owner = np.repeat(np.arange(n), 1 + has_negative)
+    is_negative = np.concatenate([[False], owner[1:] == owner[:-1]])
+    asked = np.where(is_negative[:, None], remove_scarce(vectors, scarce, labels)[owner], vectors[owner])
+    view, age, sex = (patients[key].to_numpy()[owner] for key in ("view", "age", "sex"))
+    image_id = train["image_id"].astype(object).to_numpy()
+    source = np.where(positives.source >= 0, image_id[positives.source], None)
+    columns: dict[str, object] = {
+        "sample_id": [_digest(seed, round_, i).hex()[:16] for i in range(len(owner))],
+        "prompt": _prompts(asked, labels, view, age, sex, variant[owner]), "negative_prompt": negative_prompt,
+        **{label: asked[:, i].astype(np.int8) for i, label in enumerate(labels)},
+        "view": view, "age": age, "sex": sex,
+        "charged_to": np.where(is_negative, "negative", np.array(labels, object)[positives.charged[owner]]),
+        "label_source_id": source[owner], "init_image_id": None, "strength": np.nan,
+        "seed": _noise_seeds(seed, round_, owner), "batch": np.arange(len(owner)) // batch_size, "round": round_,
+    }
+    return pd.DataFrame(columns)
+
+
+def _prompts(
+    asked: np.ndarray, labels: list[str], view: np.ndarray, age: np.ndarray, sex: np.ndarray, variant: np.ndarray
+) -> list[str]:
+    said = [[labels[j] for j in np.flatnonzero(row)] for row in asked]
+    return [
+        phrase(present, view=_or_none(v), age=float(a), sex=_or_none(s), variant=int(k))
+        for present, v, a, s, k in zip(said, view, age, sex, variant, strict=True)
+    ]
+
+
+def _or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _noise_seeds(seed: int, round_: int, owner: np.ndarray) -> np.ndarray:
+    """One seed below 2^63 per positive, shared by its negative."""
+    per_positive = [int.from_bytes(_digest(seed, round_, i, "noise")[:8], "big") >> 1 for i in range(owner[-1] + 1)]
+    return np.array(per_positive, np.int64)[owner]
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.sha256(":".join(map(str, parts)).encode()).digest()
