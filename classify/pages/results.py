@@ -1,0 +1,214 @@
+"""The chapters about results: the verdict, the differences between arms, fidelity, and the other metrics."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, number, signed
+from classify.pages.evidence import GROUPS, Evidence
+from classify.plots import Interval, Plot, Row, arm_series, row_plot
+
+
+def row_name(evidence: Evidence, name: str) -> str:
+    """A group as ``Tail, mean of 3``, a label as itself."""
+    if name not in GROUPS:
+        return name
+    members = evidence.cohort.labels if name == "all" else evidence.cohort.in_group(name)
+    return f"{name.capitalize()}, mean of {len(members)}"
+
+
+def group_of(evidence: Evidence, name: str) -> str:
+    """The group that is printed beside every number."""
+    return "" if name in GROUPS else evidence.cohort.groups[name]
+
+
+def support_text(evidence: Evidence, name: str) -> str:
+    """``images / patients`` positive in the test split."""
+    found = evidence.support(name)
+    return DASH if found is None else f"{found[0]:,} / {found[1]:,}"
+
+
+def verdict_chapter(evidence: Evidence) -> Chapter:
+    """The verdict in words; the number of its endpoint stands in ``headline``."""
+    sentences = evidence.verdict.get("sentences", [])
+    words = [sentences] if isinstance(sentences, str) else list(sentences)
+    return Chapter(anchor="verdict", title="The verdict", words=tuple(map(str, words[:1])),
+                   points=tuple(map(str, words[1:])),
+                   sources=("comparison/_stage.json", "comparison/comparison.parquet", "endpoint.json"))
+
+
+def headline(evidence: Evidence) -> dict[str, str]:
+    """The endpoint's number in pieces: value, interval, what it is, and on how many positives it rests."""
+    end = evidence.endpoint
+    row = evidence.result(arm=end["arm"], rival=end["rival"], label=end["group"], metric=end["metric"]) or {}
+    low, high = row.get("ci_low"), row.get("ci_high")
+    images, patients = evidence.support(end["group"]) or (0, 0)
+    members = evidence.cohort.in_group(end["group"]) if end["group"] != "all" else evidence.cohort.labels
+    return {
+        "value": signed(row.get("delta")),
+        "interval": (f"undefined: {row.get('reason') or 'no such row in the comparison'}"
+                     if is_null(low) or is_null(high) else f"{signed(low)} to {signed(high)}"),
+        "what": f"difference in mean {end['metric']} over the {end['group']} group ({', '.join(members)}), "
+                f"{end['arm']} against {end['rival']}",
+        "support": f"{images:,} positive test images of {patients:,} patients; "
+                   f"{count(row.get('n_seeds'))} seeds per arm",
+        "hash": evidence.endpoint_hash or "",
+    }
+
+
+def delta_chapter(evidence: Evidence) -> Chapter:
+    """Forest plots and tables of the differences between arms, per group and class."""
+    end = evidence.endpoint
+    others = [arm for arm in evidence.arms if arm != "real" and evidence.result(
+        arm=arm, rival="real", label=end["group"], metric=end["metric"]) is not None]
+    main = f"{end['arm'].capitalize()} against {end['rival']}"
+    plots = [_forest(evidence, [(end["arm"], end["rival"])], title=f"{main}, difference in {end['metric']}",
+                     ends=(f"{end['rival']} better", f"{end['arm']} better"))]
+    tables = [_means_table(evidence, end["metric"]),
+              _delta_table(evidence, end["metric"], [(end["arm"], end["rival"])], title=f"{main}: the differences")]
+    if others:
+        pairs = [(arm, "real") for arm in others]
+        plots.append(_forest(evidence, pairs, title=f"Every arm against real, difference in {end['metric']}",
+                             ends=("real better", "arm better")))
+        tables.append(_delta_table(evidence, end["metric"], pairs, title="Every arm against real: the differences"))
+    return Chapter(
+        anchor="deltas", title="What each class gained or lost",
+        words=("Each mark is the difference between two arms, averaged over seeds, with its 95 % interval over "
+               "patients and seeds together. A hollow mark has no interval; the table says why.",),
+        blocks=(*plots, *tables), sources=("comparison/comparison.parquet",),
+    )
+
+
+def _forest(evidence: Evidence, pairs: Sequence[tuple[str, str]], *, title: str, ends: tuple[str, str]) -> Plot:
+    rows = []
+    for name in evidence.rows:
+        metric = evidence.endpoint["metric"]
+        found = [evidence.result(arm=arm, rival=rival, label=name, metric=metric) or {} for arm, rival in pairs]
+        marks = tuple(_mark(row, arm_series(a, evidence.arms)) for row, (a, _) in zip(found, pairs, strict=True))
+        text = _delta_text(found[0]) if len(pairs) == 1 else ""
+        rows.append(Row(label=row_name(evidence, name), marks=marks, strong=name in GROUPS, text=text))
+    return row_plot(rows, title=title, xlabel=f"difference in {evidence.endpoint['metric']}", zero=True, ends=ends,
+                    names={a: arm_series(a, evidence.arms) for a, _ in pairs})
+
+
+def _mark(row: Mapping[str, Any], series: int) -> Interval:
+    value, low, high = (None if is_null(row.get(k)) else float(row[k]) for k in ("delta", "ci_low", "ci_high"))
+    return Interval(series=series, value=value, low=low, high=high)
+
+
+def _delta_text(row: Mapping[str, Any]) -> str:
+    if is_null(row.get("delta")):
+        return "undefined"
+    if is_null(row.get("ci_low")):
+        return f"{signed(row['delta'])}  no interval"
+    return f"{signed(row['delta'])}  ({signed(row['ci_low'])} to {signed(row['ci_high'])})"
+
+
+def _means_table(evidence: Evidence, metric: str) -> Table:
+    """Each arm's own value per group and class, with its support."""
+    notes = Notes()
+
+    def value(arm: str, name: str) -> str:
+        row = evidence.result(arm=arm, rival=None, label=name, metric=metric) or {"reason": "not computed"}
+        return notes.dash(row.get("reason")) if is_null(row.get("value")) else number(row["value"])
+
+    return _result_table(evidence, title=f"{metric} on test, mean over seeds", value=value, notes=notes)
+
+
+def _result_table(evidence: Evidence, *, title: str, value: Callable[[str, str], str], notes: Notes) -> Table:
+    """Groups and classes down, arms across."""
+    rows = tuple((row_name(evidence, name), group_of(evidence, name), support_text(evidence, name),
+                  *(value(arm, name) for arm in evidence.arms)) for name in evidence.rows)
+    strong = frozenset(i for i, name in enumerate(evidence.rows) if name in GROUPS)
+    columns = ("Class", "Group", "Positives (images / patients)", *evidence.arms)
+    return Table(title=title, columns=columns, rows=rows, text=2, strong=strong, notes=notes.lines())
+
+
+def _delta_table(evidence: Evidence, metric: str, pairs: Sequence[tuple[str, str]], *, title: str) -> Table:
+    """Difference, interval and p of each pair, per group and class."""
+    notes, rows = Notes(), []
+    for name in evidence.rows:
+        cells: list[str] = []
+        for arm, rival in pairs:
+            row = evidence.result(arm=arm, rival=rival, label=name, metric=metric) or {"reason": "not computed"}
+            bare = is_null(row.get("ci_low")) or is_null(row.get("ci_high"))
+            cells += [notes.dash(row.get("reason")) if is_null(row.get("delta")) else signed(row["delta"]),
+                      notes.dash(row.get("reason")) if bare else f"{signed(row['ci_low'])} to {signed(row['ci_high'])}"]
+            if len(pairs) == 1:
+                cells += [DASH if is_null(row.get("p")) else number(row["p"]), count(row.get("n_seeds"))]
+        rows.append((row_name(evidence, name), group_of(evidence, name), support_text(evidence, name), *cells))
+    heads = [(f"{arm} − {rival}", "95 % interval") for arm, rival in pairs]
+    columns = ("Class", "Group", "Positives (images / patients)", *(h for pair in heads for h in pair))
+    strong = frozenset(i for i, name in enumerate(evidence.rows) if name in GROUPS)
+    return Table(title=title, columns=columns + (("p (Holm over classes)", "Seeds") if len(pairs) == 1 else ()),
+                 rows=tuple(rows), text=2, strong=strong, notes=notes.lines())
+
+
+def fidelity_chapter(evidence: Evidence) -> Chapter:
+    """Distances of kept and made images to real ones, beside what real images reach against each other."""
+    table, notes, plots = evidence.fidelity, Notes(), []
+    if table.empty:
+        return Chapter(anchor="fidelity", title="How close to real", words=("This run measured no fidelity.",))
+    rows = tuple((str(r["name"]), str(r["set"]), str(r["metric"]),
+                  notes.dash(r["reason"]) if is_null(r["value"]) else number(r["value"], 4), number(r.get("spread"), 4),
+                  count(r["n_real"]), count(r["n_synthetic"])) for r in table.to_dict("records"))
+    for metric in sorted(set(table["metric"])):
+        plot = _fidelity_plot(table[table["metric"] == metric], str(metric))
+        plots += [plot] if plot else []
+    encoders = sorted({f"{r['encoder']} (sha256 {str(r['encoder_sha256'])[:12]}, resize {r['resize']})"
+                       for r in table.to_dict("records")})
+    return Chapter(
+        anchor="fidelity", title="How close to real", blocks=(*plots, Table(
+            title="Distances to real training images", text=3, rows=rows, notes=notes.lines(),
+            columns=("Images", "Set", "Metric", "Value", "Spread", "Real", "Synthetic"))),
+        words=("Lower is closer. The real floor is what an equally large set of real images reaches against other real "
+               "images: nothing can be expected below it. Measured by " + "; ".join(encoders) + ".",),
+        sources=("synthetic/fidelity.parquet",),
+    )
+
+
+def _fidelity_plot(table: pd.DataFrame, metric: str) -> Plot | None:
+    """Kept, made and floor on one axis; None when nothing is defined."""
+    names = {"real floor": 0, "made": 1, "kept": 3}
+    rows = []
+    for name in dict.fromkeys(table["name"]):
+        marks = []
+        for r in table[table["name"] == name].to_dict("records"):
+            if not is_null(r["value"]) and r["set"] in names:
+                v, s = float(r["value"]), 0.0 if is_null(r.get("spread")) else float(r["spread"])
+                marks.append(Interval(series=names[r["set"]], value=v, low=v - s, high=v + s))
+        rows += [Row(label=str(name), marks=tuple(marks), strong=name == "all")] if marks else []
+    return row_plot(rows, title=f"{metric} to real training images", xlabel=metric, names=names) if rows else None
+
+
+def metrics_chapter(evidence: Evidence) -> Chapter:
+    """The other metrics: ranking, decisions at validated thresholds, calibration."""
+    table, weights = evidence.metrics, evidence.endpoint.get("weights", "ema")
+    if table.empty:
+        return Chapter(anchor="metrics", title="Ranking, decisions, calibration", words=("No metrics.parquet here.",))
+    chosen = table[(table["split"] == "test") & (table["weights"] == weights)]
+    blocks = [_metric_table(evidence, chosen[chosen["metric"] == metric], str(metric))
+              for metric in dict.fromkeys(chosen["metric"]) if metric != evidence.endpoint["metric"]]
+    return Chapter(
+        anchor="metrics", title="Ranking, decisions, calibration", blocks=tuple(blocks),
+        words=("AUROC is the chance that a positive image ranks above a negative one; F1 takes each class's threshold "
+               "from validation; ECE is the gap between stated and observed probability. Test split, "
+               f"{weights} weights.",),
+        sources=("comparison/metrics.parquet",),
+    )
+
+
+def _metric_table(evidence: Evidence, table: pd.DataFrame, metric: str) -> Table:
+    """Mean over seeds per arm and row; ± is the standard deviation between seeds."""
+    notes = Notes()
+
+    def value(arm: str, name: str) -> str:
+        found = table[(table["arm"] == arm) & (table["label"] == name)]
+        values = found["value"].dropna()
+        if values.empty:
+            return notes.dash("not computed" if found.empty else found["reason"].iloc[0])
+        spread = f" ± {number(values.std(), 3)}" if len(values) > 1 else ""
+        return number(values.mean()) + spread
+
+    return _result_table(evidence, title=f"{metric}, mean ± standard deviation over seeds", value=value, notes=notes)

@@ -1,0 +1,230 @@
+"""The report's plots as inline SVG that follows the page: its font, its colours, light or dark.
+
+matplotlib draws with marker colours that no eye would choose; afterwards each is replaced by the CSS variable that it
+stands for (``--ink``, ``--s3``), so one drawing serves screen, dark screen and paper. Text stays text. Widths are CSS
+pixels (1 unit of the SVG = 1 px at natural size). Every figure exists in a wide and a narrow form, because a wide one
+scaled to a phone cannot be read. Equal input gives equal bytes. The SVG is not meant to be opened outside the page.
+"""
+
+import io
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDE, NARROW = 900, 350
+"""CSS pixels: the report's column on a desktop, and what is left of a 390 px phone."""
+INK, MUTED, RULE = "#010101", "#020202", "#030303"
+SERIES = tuple(f"#0{i}0{i}0{i}" for i in range(4, 10))
+VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", **{c: f"--s{i}" for i, c in enumerate(SERIES)}}
+"""Colour in the drawing -> CSS variable in the page."""
+MARKERS, GLYPHS = ("o", "^", "s", "D", "v", "P"), ("●", "▲", "■", "◆", "▼", "✚")
+"""One form per series beside its colour, for readers who see no colour."""
+ARMS = {"real": 0, "oversample": 1, "duplicate": 2, "synthetic": 3}
+FONT = 12
+ROW, PAD = 24, 44
+"""Height of a row and of the axis below, px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """One mark in a row: a value, its interval (None where undefined), and the series (0 to 5) it belongs to."""
+
+    series: int
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a forest or dot plot; ``text`` stands at its right edge in the wide form."""
+
+    label: str
+    marks: tuple[Interval, ...]
+    strong: bool = False
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure of the report: its two SVG forms, a legend of (glyph, series, text) and a caption."""
+
+    title: str
+    wide: Markup
+    narrow: Markup
+    legend: tuple[tuple[str, int, str], ...] = ()
+    note: str = ""
+    small: bool = False
+    """One panel of several that wrap; its two forms are the same."""
+    kind: str = field(default="plot", init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line: x and y of equal length, NaN where nothing was measured."""
+
+    series: int
+    x: np.ndarray
+    y: np.ndarray
+    faint: bool = False
+
+
+def arm_series(arm: str, arms: Sequence[str]) -> int:
+    """The colour and marker of an arm: fixed for the four standard ones, the rest share what is left."""
+    others = [name for name in arms if name not in ARMS]
+    return ARMS[arm] if arm in ARMS else 4 + others.index(arm) % (len(SERIES) - 4)
+
+
+def legend(names: Mapping[str, int]) -> tuple[tuple[str, int, str], ...]:
+    """Legend entries for series name -> series number."""
+    return tuple((GLYPHS[number], number, name) for name, number in names.items())
+
+
+def row_plot(
+    rows: Sequence[Row], *, title: str, xlabel: str, names: Mapping[str, int], zero: bool = False, log: bool = False,
+    note: str = "", ends: tuple[str, str] | None = None,
+) -> Plot:
+    """Marks with intervals on one axis, a row per class: forest plot (``zero`` draws its line) or dot plot.
+
+    ``ends`` are words for the left and right side of the zero line. A mark without interval is drawn hollow when the
+    plot is a forest, so that nobody takes its bare point for a finding.
+    """
+    drawn = [_row_svg(rows, width=width, xlabel=xlabel, zero=zero, log=log, ends=ends, name=f"{title}-{width}")
+             for width in (WIDE, NARROW)]
+    return Plot(title=title, wide=drawn[0], narrow=drawn[1], legend=legend(names) if len(names) > 1 else (), note=note)
+
+
+def curve_plot(curves: Sequence[Curve], *, title: str, xlabel: str, names: Mapping[str, int], note: str = "",
+               log: bool = False) -> Plot:
+    """Lines over training steps as one small panel; both forms are the same, since small panels simply wrap."""
+    with mpl.rc_context(_style(title)):
+        figure = Figure(figsize=(290 / 72, 190 / 72))
+        axes = figure.add_axes((0.15, 0.22, 0.82, 0.72))
+        for curve in curves:
+            shown = np.isfinite(curve.y)
+            axes.plot(curve.x[shown], curve.y[shown], color=SERIES[curve.series], lw=1 if curve.faint else 1.8,
+                      alpha=0.45 if curve.faint else 1, solid_capstyle="round")
+        _quiet(axes, grid="y")
+        axes.set_xlabel(xlabel, color=MUTED)
+        axes.locator_params(axis="x", nbins=4)
+        if log:
+            axes.set_yscale("log")
+        else:
+            axes.locator_params(axis="y", nbins=4)
+        svg = _svg(figure, title)
+    return Plot(title=title, wide=svg, narrow=svg, legend=legend(names) if len(names) > 1 else (), note=note,
+                small=True)
+
+
+def _row_svg(rows: Sequence[Row], *, width: int, xlabel: str, zero: bool, log: bool, ends: tuple[str, str] | None,
+             name: str) -> Markup:
+    """One form of a row plot."""
+    wide = width == WIDE
+    left, right = (0.27, 0.74) if wide else (0.34, 0.97)
+    n_marks = max((len(row.marks) for row in rows), default=1)
+    row_height = max(ROW, 8 + 9 * n_marks)
+    height = row_height * len(rows) + PAD + (18 if ends else 0)
+    with mpl.rc_context(_style(name)):
+        figure = Figure(figsize=(width / 72, height / 72))
+        axes = figure.add_axes((left, PAD / height, right - left, row_height * len(rows) / height))
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks([])
+        if log:
+            axes.set_xscale("log")
+        for y, row in enumerate(rows):
+            _draw_row(axes, row, y, spread=min(0.62, 9 * (len(row.marks) - 1) / row_height), zero=zero)
+            _row_text(figure, row, y=(PAD + row_height * (len(rows) - y - 0.5)) / height, wide=wide)
+        _limits(axes, rows, zero=zero, log=log)
+        _quiet(axes, grid="x")
+        if not log:
+            axes.locator_params(axis="x", nbins=7 if wide else 4)
+        if zero:
+            axes.axvline(0, color=INK, lw=1, zorder=1)
+        axes.set_xlabel(xlabel, color=MUTED)
+        if ends:
+            top = -0.5 - 6 / row_height
+            axes.text(0, top, f"← {ends[0]}   ", ha="right", va="bottom", color=MUTED)
+            axes.text(0, top, f"   {ends[1]} →", ha="left", va="bottom", color=MUTED)
+        return _svg(figure, name)
+
+
+def _draw_row(axes: Axes, row: Row, y: int, *, spread: float, zero: bool) -> None:
+    """The marks of one row, spread over its height when there are several."""
+    offsets = np.linspace(-spread / 2, spread / 2, len(row.marks)) if len(row.marks) > 1 else [0.0]
+    if row.strong:
+        axes.axhspan(y - 0.5, y + 0.5, color=RULE, alpha=0.35, lw=0, zorder=0)
+    for mark, offset in zip(row.marks, offsets, strict=True):
+        if mark.value is None:
+            continue
+        colour, bare = SERIES[mark.series], mark.low is None or mark.high is None
+        if mark.low is not None and mark.high is not None:
+            axes.plot([mark.low, mark.high], [y + offset] * 2, color=colour, lw=2.6 if row.strong else 1.8,
+                      solid_capstyle="round", zorder=2)
+        axes.plot([mark.value], [y + offset], MARKERS[mark.series], color=colour, ms=7 if row.strong else 6,
+                  mfc="none" if bare and zero else colour, mew=1.4, zorder=3)
+
+
+def _row_text(figure: Figure, row: Row, *, y: float, wide: bool) -> None:
+    """The row's name at the left edge (left-aligned: exact in any font) and its numbers at the right one."""
+    lines = textwrap.wrap(row.label, 34 if wide else 17, max_lines=2, placeholder="…") or [""]
+    figure.text(0, y, "\n".join(lines), ha="left", va="center", color=INK, fontsize=FONT if len(lines) == 1 else 10,
+                fontweight="bold" if row.strong else "normal")
+    if wide and row.text:
+        figure.text(1, y, row.text, ha="right", va="center", color=INK, fontweight="bold" if row.strong else "normal")
+
+
+def _limits(axes: Axes, rows: Sequence[Row], *, zero: bool, log: bool) -> None:
+    """Room for every mark; around zero at least 0.01 either way, so that nothing looks large for want of scale."""
+    found = [v for row in rows for m in row.marks for v in (m.value, m.low, m.high) if v is not None]
+    if zero:
+        found += [-0.01, 0.01]
+    if not found:
+        return
+    low, high = min(found), max(found)
+    if log:
+        axes.set_xlim(max(low, 0.5) / 1.5, high * 1.5)
+    else:
+        room = 0.06 * (high - low or 1)
+        axes.set_xlim(low - room, high + room)
+
+
+def _quiet(axes: Axes, *, grid: str) -> None:
+    """No box, hairline grid, muted ticks."""
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(RULE)
+    axes.grid(axis=grid, color=RULE, lw=0.8, zorder=0)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, colors=MUTED, which="both", pad=6)
+
+
+def _style(name: str) -> dict[Any, Any]:
+    return {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": FONT,
+            "axes.unicode_minus": True, "path.simplify": True}
+
+
+def _svg(figure: Figure, name: str) -> Markup:
+    """Serialise without prolog, namespaces or metadata; ids made unique in the page; colours as CSS variables."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None,
+                                                                     "Type": None})
+    text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", buffer.getvalue(),
+                  flags=re.DOTALL)
+    text = text[text.index("<svg"):]
+    prefix = "p" + re.sub(r"[^a-z0-9]+", "-", name.lower())
+    text = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", text)
+    text = re.sub(r'<(\w+) id="(?![mcph][0-9a-f]{9,})[^"]*"', r"<\1", text).replace("xlink:href", "href")
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\1{prefix}-", text)
+    text = re.sub(r" font-family: [^;\"]*;| transform=\"rotate\(-0 [^)]*\)\"", "", text)
+    text = re.sub(r'<svg width="[\d.]+pt" height="[\d.]+pt"', '<svg aria-hidden="true" focusable="false"', text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return Markup(text.strip())
