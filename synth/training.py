@@ -1,0 +1,57 @@
+"""What both trainings of this package share: an accelerator, and checkpoints to stop and go on from.
+
+One checkpoint file per training run, written under a temporary name and renamed.
+
+Batches, noise and timesteps are drawn from generators seeded by (seed, step), so a resumed run needs no generator
+state: weights, optimiser and step are all, and it ends at the same bits as an uninterrupted one on one device type
+and thread count.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from cohort.config import Run
+from cohort.errors import TailfillError
+from cohort.stage import write_atomically
+
+FILE = "checkpoint.pt"
+
+
+def start_accelerator(run: Run, folder: Path, precision: str) -> Accelerator:
+    """An accelerator with the run's tracker writing below ``folder``; raises ``TailfillError`` for the precision."""
+    if precision not in ("no", "bf16", "fp16"):
+        raise TailfillError(f"precision is '{precision}'; wanted: no, bf16 or fp16")
+    named = None if run.tracker == "none" else run.tracker
+    accelerator = Accelerator(mixed_precision=precision, log_with=named, project_dir=str(folder))
+    torch.set_num_threads(run.threads)
+    return accelerator
+
+
+def save_checkpoint(folder: Path, *, step: int, **states: Any) -> None:
+    """Write the state dicts and the number of finished steps to ``folder/checkpoint.pt``."""
+    buffer = io.BytesIO()
+    torch.save({"step": step, **states}, buffer)
+    write_atomically(folder / FILE, buffer.getvalue())
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The last checkpoint, on the CPU, or None; a broken file raises ``TailfillError``; tensors and plain types only."""
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged file; all mean the same to the user
+        raise TailfillError(f"{file}: is no readable checkpoint ({error}); move it away to start again") from error
+    return state
+
+
+def step_generator(seed: int, step: int, *, rank: int = 0) -> torch.Generator:
+    """A CPU generator for one step on one rank, independent of every other step's."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
