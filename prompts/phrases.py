@@ -18,6 +18,7 @@ It does not promise that a pre-trained text encoder knows the words.
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from cohort.errors import TailfillError
 from cohort.tables import SEXES, VIEWS
@@ -116,7 +117,7 @@ def phrase(
         raise TailfillError(f"prompt: view is {view!r}; wanted: one of {', '.join(VIEWS)}, or None")
     if sex is not None and sex not in SEXES:
         raise TailfillError(f"prompt: sex is {sex!r}; wanted: one of {', '.join(SEXES)}, or None")
-    labels = sorted(set(labels_present))
+    labels = tuple(sorted(set(labels_present)))
     for short in (False, True):
         text = _fill(labels, view=view, age=age, sex=sex, variant=variant, short=short)
         if estimated_tokens(text) <= MAX_TOKENS:
@@ -127,7 +128,7 @@ def phrase(
 
 def fits(labels_present: Sequence[str]) -> bool:
     """Whether :func:`phrase` can say these labels in every variant, whoever was imaged."""
-    labels = sorted(set(labels_present))
+    labels = tuple(sorted(set(labels_present)))
     longest = _fill(labels, view="LATERAL", age=100, sex="F", variant=0, short=True)
     return estimated_tokens(longest) <= MAX_TOKENS
 
@@ -147,11 +148,16 @@ def estimated_tokens(text: str) -> int:
     letters, chosen because Greek compounds break into pieces of 3 to 4 letters there. The tokenizer of the generator
     has the last word: whoever encodes a prompt must refuse one that exceeds its length, never cut it.
     """
-    pieces = re.findall(r"[a-z]+|[^\sa-z]", text.lower())
-    return sum(1 if len(piece) <= 4 or piece in PLAIN_WORDS else math.ceil(len(piece) / 3.5) for piece in pieces)
+    return sum(map(_piece_tokens, re.findall(r"[a-z]+|[^\sa-z]", text.lower())))
 
 
-def _findings(labels: list[str], variant: int, *, short: bool) -> str:
+@lru_cache(maxsize=4096)
+def _piece_tokens(piece: str) -> int:
+    return 1 if len(piece) <= 4 or piece in PLAIN_WORDS else math.ceil(len(piece) / 3.5)
+
+
+@lru_cache(maxsize=4096)
+def _findings(labels: tuple[str, ...], variant: int, *, short: bool) -> str:
     """All findings in one clause; the variant rotates their order, and reverses it every other time."""
     if not labels:
         return NOTHING[variant % len(NOTHING)]
@@ -184,7 +190,7 @@ def _person(age: float | None, sex: str | None) -> tuple[str, str]:
 
 
 def _fill(
-    labels: list[str], *, view: str | None, age: float | None, sex: str | None, variant: int, short: bool
+    labels: tuple[str, ...], *, view: str | None, age: float | None, sex: str | None, variant: int, short: bool
 ) -> str:
     """Put image, person and findings into the variant's template, or into the short one."""
     image, findings = _image(view, short=short), _findings(labels, variant, short=short)

@@ -17,6 +17,7 @@ is an error. The plan does not promise that the generator can draw what is asked
 import logging
 import sys
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -87,11 +88,14 @@ class PlanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plan's rows, the budget per label, and counts for the stamp."""
+    """The plan's rows, the budget per label, and what the stamp says of them."""
 
     rows: pd.DataFrame
     budget: pd.DataFrame
     counts: dict[str, int]
+    """planned = positives + negatives; extrapolated: positives whose combination no real image carries."""
+    extra: dict[str, Any]
+    """``scarce`` labels, ``combinations`` asked for, real ones that are ``unspeakable``: too long for any prompt."""
 
 
 def build_plan(cohort: Cohort, config: PlanConfig, *, seed: int, round_: int = 0) -> Plan:
@@ -128,9 +132,12 @@ def build_plan(cohort: Cohort, config: PlanConfig, *, seed: int, round_: int = 0
         has_negative=np.diff(due, prepend=0).astype(bool), seed=seed, round_=round_, batch_size=config.batch_size,
         negative_prompt=negative_prompt(), rng=rng,
     )
-    tally = {"planned": len(rows), "positives": n, "negatives": len(rows) - n,
-             "extrapolated": int((positives.source < 0).sum()), "unspeakable_combinations": n_unspeakable}
-    return Plan(rows=rows, budget=_budget(cohort, counts, rows, scarce, targets.wanted, reasons), counts=tally)
+    return Plan(
+        rows=rows, budget=_budget(cohort, counts, rows, scarce, targets.wanted, reasons),
+        counts={"planned": len(rows), "positives": n, "negatives": len(rows) - n,
+                "extrapolated": int((positives.source < 0).sum())},
+        extra={"scarce": scarce, "combinations": int((allocation.counts > 0).sum()), "unspeakable": n_unspeakable},
+    )
 
 
 def _candidates(
@@ -140,6 +147,8 @@ def _candidates(
     seen = find_combinations(matrix, scarce)
     speakable = [fits([labels[j] for j in np.flatnonzero(vector)]) for vector in seen.vectors]
     kept = np.flatnonzero(speakable)
+    if len(kept) < len(seen.vectors):
+        log.info("plan: %d combinations have too many findings for a prompt", len(seen.vectors) - len(kept))
     said = Combinations(vectors=seen.vectors[kept], members=[seen.members[k] for k in kept], weight=seen.weight[kept])
     return add_unseen(said, matrix, scarce) if allow_unseen else said, len(seen.vectors) - len(kept)
 
@@ -197,12 +206,12 @@ def main() -> None:
     plan = build_plan(cohort, config, seed=run.seed)
     if options.dry_run:
         asked = plan.budget[plan.budget["scarce"]].drop(columns="scarce").to_string(index=False)
-        sys.stdout.write(f"{stage.describe(rows=plan.counts)}\n{asked}\n")
+        sys.stdout.write(f"{stage.describe(rows=plan.counts, **plan.extra)}\n{asked}\n")
         return
     stage.begin()
     write_table(plan.rows, stage.folder / "plan.parquet", plan_schema(cohort.labels))
     write_table(plan.budget, stage.folder / "budget.parquet")
-    stage.finish(outputs=["plan.parquet", "budget.parquet"], counts=plan.counts)
+    stage.finish(outputs=["plan.parquet", "budget.parquet"], counts=plan.counts, extra=plan.extra)
     log.info("plan: %(planned)d images: %(positives)d positives, %(negatives)d matched negatives", plan.counts)
 
 

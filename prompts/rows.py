@@ -134,10 +134,11 @@ def assemble(
 def _prompts(
     asked: np.ndarray, labels: list[str], view: np.ndarray, age: np.ndarray, sex: np.ndarray, variant: np.ndarray
 ) -> list[str]:
-    said = [[labels[j] for j in np.flatnonzero(row)] for row in asked]
+    vectors, which = np.unique(asked, axis=0, return_inverse=True)
+    said = [[labels[j] for j in np.flatnonzero(vector)] for vector in vectors]
     return [
-        phrase(present, view=_or_none(v), age=float(a), sex=_or_none(s), variant=int(k))
-        for present, v, a, s, k in zip(said, view, age, sex, variant, strict=True)
+        phrase(said[i], view=_or_none(v), age=float(a), sex=_or_none(s), variant=int(k))
+        for i, v, a, s, k in zip(which.ravel(), view, age, sex, variant, strict=True)
     ]
 
 
