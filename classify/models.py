@@ -1,0 +1,127 @@
+"""The classifier as a thing on disk: any timm model, its weights as safetensors, and a card that says how to feed it.
+
+Weights without the label order, the image size and the normalisation are a trap, so ``card.json`` stands beside them
+and ``load_classifier`` gives both. A model here takes a normalised grey image and returns logits, one per label.
+Not promised: that a card's labels are those of the cohort at hand; ``Card.require_labels`` checks it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from cohort.errors import TailfillError, nearest
+from cohort.stage import write_atomically
+
+CARD = "card.json"
+WEIGHTS = ("raw", "ema")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """How to build and feed a trained classifier."""
+
+    model: str
+    """A timm model's name."""
+    labels: tuple[str, ...]
+    """The meaning of the logits, in order."""
+    image_size: int
+    """Height and width of the input, px."""
+    mean: float
+    """Mean grey value of the real training images, 0 to 1; subtracted."""
+    std: float
+    """Standard deviation of the same; divided by."""
+
+    def require_labels(self, labels: list[str], *, where: Path) -> None:
+        """Raise ``TailfillError`` unless the classifier was trained on these labels in this order."""
+        if list(self.labels) != list(labels):
+            raise TailfillError(f"{where}: was trained on {len(self.labels)} labels ({', '.join(self.labels)}); "
+                                f"wanted: {', '.join(labels)}")
+
+
+def require_model(name: str) -> None:
+    """Raise ``TailfillError`` for a name that timm does not know."""
+    if not timm.is_model(name):
+        raise TailfillError(f"model '{name}': is no timm model{nearest(name, timm.list_models())}")
+
+
+def build_classifier(
+    name: str, n_labels: int, in_chans: int = 1, *, image_size: int | None = None, pretrained: bool = False,
+    drop_path: float = 0.0,
+) -> nn.Module:
+    """A timm model: float (batch, in_chans, size, size) -> logits (batch, n_labels).
+
+    ``pretrained`` fetches weights from the model hub; without it nothing is downloaded. ``image_size`` matters only to
+    models of a fixed input size. Raises ``TailfillError`` for a name that timm does not know.
+    """
+    require_model(name)
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    pretrained_cfg = timm.get_pretrained_cfg(name)
+    if image_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+        options["img_size"] = image_size
+    return timm.create_model(name, pretrained=pretrained, num_classes=n_labels, in_chans=in_chans, **options)
+
+
+def save_weights(state: Mapping[str, Tensor], file: Path) -> None:
+    """Write a state dict as safetensors, atomically."""
+    write_atomically(file, save({key: value.detach().cpu().contiguous() for key, value in state.items()}))
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Read safetensors into ``model``; raises ``TailfillError`` naming the file when they do not fit."""
+    try:
+        model.load_state_dict(load_file(file))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TailfillError(f"{file}: cannot be loaded into this model: {str(error).splitlines()[0]}") from error
+
+
+def save_card(card: Card, folder: Path) -> None:
+    """Write ``card.json``."""
+    write_atomically(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())
+
+
+def load_card(folder: Path) -> Card:
+    """Read ``card.json``; raises ``TailfillError`` when it is missing or no card."""
+    try:
+        content = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return Card(**{**content, "labels": tuple(content["labels"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise TailfillError(f"{folder / CARD}: is no readable card of a classifier: {error}") from error
+
+
+def load_classifier(folder: Path, *, weights: str = "ema") -> tuple[nn.Module, Card]:
+    """A trained classifier in evaluation mode with its card; ``weights`` is ``raw`` or ``ema``."""
+    card = load_card(folder)
+    model = build_classifier(card.model, len(card.labels), image_size=card.image_size)
+    load_weights(model, folder / f"{weights}.safetensors")
+    return model.eval(), card
+
+
+def normalise(images: Tensor, card: Card) -> Tensor:
+    """Grey values (batch, 1, size, size), float 0 to 1, as the model wants them."""
+    return (images - card.mean) / card.std
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: nn.Module, images: np.ndarray, card: Card, *, batch_size: int = 64, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """Logits of 8-bit grey images: uint8 (n, size, size) -> float32 (n, n_labels), in float32 whatever the training.
+
+    Raises ``TailfillError`` when the images are not of the card's size.
+    """
+    if images.ndim != 3 or images.shape[1:] != (card.image_size, card.image_size):
+        raise TailfillError(f"images of shape {images.shape}; wanted: (n, {card.image_size}, {card.image_size})")
+    model = model.to(device).eval()
+    logits = [np.zeros((0, len(card.labels)), dtype=np.float32)]
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.array(images[start:start + batch_size])).to(device).unsqueeze(1).float() / 255
+        logits.append(model(normalise(batch, card)).float().cpu().numpy())
+    return np.concatenate(logits)

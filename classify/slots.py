@@ -1,0 +1,173 @@
+"""From an arm's slots to batches: which slots make up step t, what they look like, and how they are distorted.
+
+Every random choice is a function of (seed, step, place in the global batch) and nothing else, so a resumed run, or one
+on eight processes, sees the very batches of an uninterrupted one on one. Two arms with the same slots and the same seed
+meet the same slots at the same steps with the same distortions: only what stands in the slot differs.
+
+Distortions are small, as positions differ between radiographs of one patient. There is no horizontal flip: the heart
+is on the left, a mirrored film is situs inversus, and the sides of findings (Hernia, Cardiomegaly) are information.
+Not promised: bit-equal pixels on another device type.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cohort.errors import TailfillError
+from cohort.pixels import load_images
+from cohort.stage import require, verify
+from cohort.tables import Cohort, read_table, synthetic_schema
+
+ROTATION_DEGREES, TRANSLATION, SCALE = 7.0, 0.04, 0.08  # positioning on the detector; chosen to stay anatomical
+CONTRAST, BRIGHTNESS = 0.15, 0.08  # exposure and window; factor and offset on grey values of 0 to 1
+AUGMENT_STREAM = 1  # keeps the stream of distortions apart from the stream of orders
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """An arm's slots in memory, sorted by slot_id; ``images`` may be memory maps."""
+
+    images: Sequence[np.ndarray]
+    """uint8 (n, size, size) each: the real images, then the synthetic ones. One slot points into their sequence."""
+    index: np.ndarray
+    """int64 (n_slots,): place of the slot's image in the sequence of all ``images``."""
+    targets: np.ndarray
+    """float32 (n_slots, n_labels): 1, 0, or NaN for unknown."""
+    weights: np.ndarray
+    """float32 (n_slots,): loss weight."""
+    phase: np.ndarray
+    """int64 (n_slots,): 1 or 2."""
+
+    def pixels(self, places: np.ndarray) -> np.ndarray:
+        """The images of some slots, uint8 (len(places), size, size)."""
+        size = self.images[0].shape[1:]
+        out = np.empty((len(places), *size), dtype=np.uint8)
+        index, start = self.index[places], 0
+        for part in self.images:
+            inside = (index >= start) & (index < start + len(part))
+            out[inside] = part[index[inside] - start]
+            start += len(part)
+        return out
+
+
+def label_matrix(frame: pd.DataFrame, labels: list[str]) -> np.ndarray:
+    """The label columns as float32 (n, n_labels), NaN where unknown."""
+    return frame[labels].to_numpy(dtype=np.float32, na_value=np.nan)
+
+
+def prevalence(targets: np.ndarray) -> np.ndarray:
+    """Share of positives among the known labels, float32 (n_labels,); 0 for a label that is known nowhere."""
+    known = np.maximum((targets >= 0).sum(axis=0), 1)
+    return ((targets == 1).sum(axis=0) / known).astype(np.float32)
+
+
+def load_synthetic(folder: Path, labels: list[str]) -> tuple[pd.DataFrame, dict[str, Path]]:
+    """The filter's table with its image roots; raises ``TailfillError`` when it is missing, changed or invalid."""
+    extra = require(folder, "filter")["extra"]
+    frame = read_table(verify(folder, "filter", "synthetic.parquet"), synthetic_schema(labels, extra["rules"]))
+    return frame, {name: Path(path) for name, path in extra["roots"].items()}
+
+
+def load_slots(
+    arm: pd.DataFrame, cohort: Cohort, *, size: int, cache: Path | None, synthetic: Path | None = None, threads: int = 2
+) -> Slots:
+    """Read the images and labels behind an arm table.
+
+    All real training images and all kept synthetic ones are read, not only the arm's, so that every arm and seed
+    shares the two files in the folder ``cache``. ``synthetic`` is the filter's folder, needed when the
+    arm names synthetic images. Raises ``TailfillError`` for an image that neither table holds.
+    """
+    train = cohort.split("train")
+    images = [load_images(cohort.image_paths(train), size, cache, threads=threads)]
+    known, targets = list(train["image_id"]), [label_matrix(train, cohort.labels)]
+    if synthetic is not None and arm["sample_id"].notna().any():
+        frame, roots = load_synthetic(synthetic, cohort.labels)
+        kept = frame[frame["keep"]]
+        paths = [roots[root] / path for root, path in zip(kept["root"], kept["path"], strict=True)]
+        images.append(load_images(paths, size, cache, threads=threads))
+        known, targets = known + list(kept["image_id"]), [*targets, label_matrix(kept, cohort.labels)]
+    ordered = arm.sort_values("slot_id")
+    index = pd.Index(known).get_indexer(pd.Index(ordered["image_id"]))
+    if (index < 0).any():
+        lost = ordered["image_id"].iloc[int(np.argmin(index))]
+        raise TailfillError(f"arm: image '{lost}' is neither a training image of the cohort nor a kept synthetic one")
+    return Slots(
+        images=images, index=index, targets=np.concatenate(targets)[index],
+        weights=ordered["loss_weight"].to_numpy(dtype=np.float32), phase=ordered["phase"].to_numpy(dtype=np.int64),
+    )
+
+
+def places_in_order(places: np.ndarray, *, seed: Sequence[int], start: int, count: int) -> np.ndarray:
+    """``count`` of ``places`` from position ``start`` of an endless sequence of seeded permutations, one per epoch."""
+    out: list[np.ndarray] = []
+    position, end = start, start + count
+    while position < end:
+        epoch, offset = divmod(position, len(places))
+        order = np.random.default_rng([*seed, epoch]).permutation(len(places))
+        out.append(places[order[offset:offset + end - position]])
+        position += len(out[-1])
+    return np.concatenate(out)
+
+
+def step_places(
+    phase: np.ndarray, *, step: int, steps: int, batch_size: int, phase_2_share: float, seed: Sequence[int]
+) -> np.ndarray:
+    """The slots (their places in slot_id order) of a step's global batch, int64 (batch_size,).
+
+    The last ``phase_2_share`` of the steps draws from the slots of phase 2, all steps before from those of phase 1.
+    Raises ``TailfillError`` when the phase has no slots.
+    """
+    first_of_2 = steps - round(steps * phase_2_share)
+    current, since = (1, 0) if step < first_of_2 else (2, first_of_2)
+    places = np.flatnonzero(phase == current)
+    if not len(places):
+        raise TailfillError(f"arm: has no slots of phase {current}, which train.phase_2_share {phase_2_share} asks for")
+    return places_in_order(places, seed=[*seed, 0, current], start=(step - since) * batch_size, count=batch_size)
+
+
+def distortions(n: int, *, step: int, seed: Sequence[int]) -> np.ndarray:
+    """Uniform draws in [-1, 1) of a step's global batch, float32 (n, 6).
+
+    Columns: rotation, shift in x, shift in y, scale, contrast, brightness.
+    """
+    rng = np.random.default_rng([*seed, AUGMENT_STREAM, step])
+    return rng.uniform(-1, 1, size=(n, 6)).astype(np.float32)
+
+
+def distort(images: Tensor, draws: Tensor) -> Tensor:
+    """Apply ``distortions`` to grey images (batch, 1, size, size) in 0 to 1; the result stays in that range.
+
+    What comes in from outside the image is black, as outside a collimated field. Draws of 0 change nothing.
+    """
+    angle = draws[:, 0] * (ROTATION_DEGREES * np.pi / 180)
+    shift = draws[:, 1:3] * (2 * TRANSLATION)  # affine_grid's coordinates run from -1 to 1
+    zoom = 1 + draws[:, 3] * SCALE
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    matrix = torch.stack([torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)], 1)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    contrast, brightness = (draws[:, column].view(-1, 1, 1, 1) for column in (4, 5))
+    middle = moved.mean(dim=(1, 2, 3), keepdim=True)
+    return ((moved - middle) * (1 + CONTRAST * contrast) + middle + BRIGHTNESS * brightness).clamp(0, 1)
+
+
+def grey_statistics(images: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of uint8 images (n, size, size), on grey values of 0 to 1; summed in float64.
+
+    Raises ``TailfillError`` when all pixels are equal.
+    """
+    total, squares, count = 0.0, 0.0, images.size
+    for start in range(0, len(images), 1024):
+        part = np.asarray(images[start:start + 1024], dtype=np.float64) / 255
+        total, squares = total + part.sum(), squares + np.square(part).sum()
+    mean = total / count
+    std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
+    if std < 1e-6:
+        raise TailfillError(f"the {len(images)} real training images have one grey value only ({mean:.3f})")
+    return float(mean), std

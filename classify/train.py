@@ -1,0 +1,287 @@
+"""Train one arm with one seed: equal optimiser steps, schedule, distortions and class weights in every arm.
+
+What makes arms comparable is that nothing but the table of slots differs. Steps are counted, not epochs; the class
+weights of the loss come from the real training images' known labels in every arm; the weights after the last step and
+their moving average (EMA) are what is kept: there is no early stopping, which would look at the validation set once per
+arm. Seeds below 1000 start from one shared model, the EMA weights of arm ``real`` with seed ``init_seed``, and train
+``steps``; that start, and the filter's critics, have seeds from 1000 on and train ``base_steps`` from nothing.
+
+Killed at any moment, the same command goes on from its last checkpoint and ends with the same weights bit for bit, on
+the same device type, number of processes and threads: order, distortions and dropout are functions of (seed, step).
+The batch is the global one, and gradients are averaged over processes. Not promised: bit-equal weights on another
+number of processes or threads, or on CUDA, where convolutions may sum in another order. ``history.parquet`` holds
+measured speeds, so it is no part of the stage's hashed output.
+
+    accelerate launch classify/train.py --config C --arm real --arm-seed 0
+"""
+
+import logging
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from classify.arm import ARMS, FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, write_arm
+from classify.fitting import Learner, Recipe, fit, stream
+from classify.losses import LOSSES
+from classify.models import (
+    CARD,
+    Card,
+    build_classifier,
+    load_card,
+    load_weights,
+    require_model,
+    save_card,
+    save_weights,
+)
+from classify.slots import Slots, grey_statistics, label_matrix, load_slots, prevalence
+from cohort.config import Run, parse
+from cohort.errors import TailfillError, nearest, run_command
+from cohort.pipeline import read_stamp
+from cohort.provenance import FILE, check_no_overlap, write_patients
+from cohort.stage import Stage, verify
+from cohort.tables import Cohort, arm_schema, load_cohort, read_table, write_table
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint.pt"
+PRECISIONS = ("no", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How every arm is trained; the same for all."""
+
+    model: str = "convnext_femto"
+    """Any timm model's name."""
+    pretrained: bool = False
+    """Start from timm's weights from the model hub, where training starts from nothing otherwise."""
+    drop_path: float = 0.0
+    """Stochastic depth, 0 to below 1."""
+    image_size: int = 128
+    """Height and width of the input, px, 32 or more."""
+    steps: int = 500
+    """Optimiser steps of a seed below 1000, the same in every arm; 1 or more."""
+    base_steps: int = 2000
+    """Optimiser steps of a seed from 1000 on (critics, shared start); 1 or more."""
+    init_seed: int | None = 2000
+    """Seed (1000 or more) of the run of arm `real` that seeds below 1000 start from (its EMA); null: from nothing."""
+    batch_size: int = 32
+    """Slots per optimiser step, over all processes together; 1 or more."""
+    lr: float = 3e-4
+    """AdamW's highest learning rate for seeds below 1000, above 0."""
+    base_lr: float = 1e-3
+    """The same for seeds from 1000 on."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay, not applied to biases and norms; 0 or more."""
+    warmup_share: float = 0.05
+    """Share of the steps in which the learning rate rises from 0; a cosine to 0 follows. 0 to below 1."""
+    ema_decay: float = 0.995
+    """Decay of the moving average of the weights per step, reached gradually; 0 to below 1."""
+    loss: str = "weighted_asl"
+    """weighted_asl, asl or bce; see classify/losses.py."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient, above 0."""
+    precision: str = "no"
+    """no (float32) or bf16 (autocast; halves the time on many CPUs and all recent GPUs)."""
+    phase_2_share: float = 0.0
+    """Share of the steps, at the end, that draw from the arm's slots of phase 2; 0 to 1."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints; does not change the result. 1 or more."""
+
+    def __post_init__(self) -> None:
+        for key, words in (("loss", list(LOSSES)), ("precision", list(PRECISIONS))):
+            if getattr(self, key) not in words:
+                raise TailfillError(f"train.{key} is '{getattr(self, key)}'{nearest(getattr(self, key), words)}")
+        legal = {key: getattr(self, key) >= 1 for key in ("steps", "base_steps", "batch_size", "checkpoint_every")}
+        legal |= {key: getattr(self, key) > 0 for key in ("lr", "base_lr", "grad_clip")}
+        legal |= {key: 0 <= getattr(self, key) < 1 for key in ("drop_path", "warmup_share", "ema_decay")}
+        legal |= {"image_size": self.image_size >= 32, "weight_decay": self.weight_decay >= 0,
+                  "phase_2_share": 0 <= self.phase_2_share <= 1,
+                  "init_seed": self.init_seed is None or self.init_seed >= FIRST_EXTRA_SEED}
+        for key, is_legal in legal.items():
+            if not is_legal:
+                raise TailfillError(f"train.{key} is {getattr(self, key)}; outside its range, see --help")
+        require_model(self.model)
+
+
+def train_folder(run: Run, arm: str, seed: int) -> Path:
+    """Where the weights of an arm and seed stand."""
+    return run.folder / "train" / arm / f"seed_{seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One arm, one seed: where it reads and writes, and which of the settings apply to it."""
+
+    run: Run
+    config: TrainConfig
+    arm: str
+    seed: int
+
+    @property
+    def is_extra(self) -> bool:
+        """Whether the seed is a critic's or the shared start's."""
+        return self.seed >= FIRST_EXTRA_SEED
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights go."""
+        return train_folder(self.run, self.arm, self.seed)
+
+    @property
+    def entropy(self) -> tuple[int, ...]:
+        """What order, distortions and dropout are drawn from; equal for the arms of one seed."""
+        return self.run.seed, self.seed
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings of the training loop."""
+        config = self.config
+        return Recipe(
+            name=f"train {self.arm}, seed {self.seed}", seed=self.entropy, batch_size=config.batch_size,
+            steps=config.base_steps if self.is_extra else config.steps,
+            lr=config.base_lr if self.is_extra else config.lr, warmup_share=config.warmup_share,
+            weight_decay=config.weight_decay, ema_decay=config.ema_decay, grad_clip=config.grad_clip,
+            phase_2_share=config.phase_2_share, checkpoint_every=config.checkpoint_every,
+        )
+
+    @property
+    def start(self) -> Path | None:
+        """Folder of the training run whose EMA weights this one starts from."""
+        if self.is_extra or self.config.init_seed is None:
+            return None
+        return train_folder(self.run, "real", self.config.init_seed)
+
+    @property
+    def synthetic(self) -> Path | None:
+        """Folder of the filter's table, for an arm that uses it."""
+        return self.run.folder / "synthetic" if ARMS[self.arm].needs_synthetic else None
+
+    def stage(self) -> Stage:
+        """The stage; raises ``TailfillError`` with the command to type when something it needs is missing."""
+        other = ("steps", "lr", "init_seed") if self.is_extra else ("base_steps", "base_lr")
+        settings = {key: value for key, value in asdict(self.config).items()
+                    if key not in (*other, "checkpoint_every")}
+        inputs = {"cohort": self.run.cohort_folder, "arm": arm_folder(self.run, self.arm, self.seed)}
+        if self.start is not None:
+            if read_stamp(self.start) is None:
+                raise TailfillError(f"{self.start}: no complete training run to start from (train.init_seed); run: "
+                                    "accelerate launch classify/train.py --config C --arm real "
+                                    f"--arm-seed {self.config.init_seed}")
+            inputs["start"] = self.start
+        if self.synthetic is not None:
+            inputs["filter"] = self.synthetic
+        config = {"arm": self.arm, "arm_seed": self.seed, "seed": self.run.seed, **settings}
+        return Stage("train", self.folder, config=config, inputs=inputs)
+
+
+def initial_model(job: Job, card: Card) -> nn.Module:
+    """The model at step 0: the shared start's EMA weights, timm's, or random ones drawn from the job's seed."""
+    config = job.config
+    torch.manual_seed(stream(job.entropy, 0))  # timm draws initial weights from the global generator
+    model = build_classifier(config.model, len(card.labels), image_size=config.image_size,
+                             pretrained=config.pretrained and job.start is None, drop_path=config.drop_path)
+    if job.start is not None:
+        load_weights(model, verify(job.start, "train", "ema.safetensors"))
+    return model
+
+
+def make_card(job: Job, cohort: Cohort, slots: Slots) -> Card:
+    """The card of the model to train; that of the shared start where there is one, after checking that it fits."""
+    config = job.config
+    if job.start is None:
+        mean, std = grey_statistics(slots.images[0])
+        return Card(model=config.model, labels=tuple(cohort.labels), image_size=config.image_size, mean=mean, std=std)
+    card = load_card(job.start)
+    card.require_labels(cohort.labels, where=job.start)
+    for key, wanted in (("model", config.model), ("image_size", config.image_size)):
+        if getattr(card, key) != wanted:
+            raise TailfillError(f"{job.start}: was trained with {key} {getattr(card, key)}; wanted: {wanted}")
+    return card
+
+
+def prepare_patients(job: Job, cohort: Cohort, arm: pd.DataFrame, folder: Path) -> None:
+    """Write whose images this run learns from; raises ``TailfillError`` when a test patient is among them."""
+    used = cohort.frame[cohort.frame["image_id"].isin(arm["image_id"])]
+    inherited = [source for source in (job.start, job.synthetic) if source is not None]
+    write_patients(folder, used["patient_id"], salt=cohort.salt, inherited=inherited)
+    check_no_overlap(folder, cohort)
+
+
+def write_results(job: Job, stage: Stage, learner: Learner, card: Card, *, n_slots: int, processes: int) -> None:
+    """Weights, card and history, then the stamp; the checkpoint has served."""
+    save_weights(learner.model.state_dict(), stage.folder / "raw.safetensors")
+    save_weights(learner.ema.module.state_dict(), stage.folder / "ema.safetensors")
+    save_card(card, stage.folder)
+    history = pd.DataFrame(learner.history)
+    write_table(history, stage.folder / "history.parquet")
+    origin = (read_stamp(job.start) or {}).get("extra", {}) if job.start else {}
+    unknown = job.config.pretrained if job.start is None else origin.get("provenance") == "unknown"
+    extra: dict[str, Any] = {
+        "images_per_second": float(history["images_per_second"].median()), "loss": float(history["loss"].iloc[-1]),
+        "processes": processes, "provenance": "unknown" if unknown else "this run",
+    }
+    counts = {"steps": learner.step, "slots": n_slots, "images_seen": learner.step * job.config.batch_size}
+    stage.finish(outputs=["ema.safetensors", "raw.safetensors", CARD, FILE], counts=counts, extra=extra)
+    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def start_accelerator(job: Job) -> Accelerator:
+    """An accelerator whose tracker, if any, writes below the job's folder."""
+    tracker, precision = job.run.tracker, job.config.precision
+    try:
+        return Accelerator(mixed_precision=precision, log_with=None if tracker == "none" else tracker,
+                           project_dir=str(job.folder))
+    except ValueError as error:
+        raise TailfillError(f"tracker '{tracker}', train.precision '{precision}': {error}") from error
+
+
+def train(job: Job) -> None:
+    """Train one arm with one seed, unless that is done; called by every process."""
+    torch.set_num_threads(job.run.threads)
+    cohort, accelerator = load_cohort(job.run.cohort_folder), start_accelerator(job)
+    if job.is_extra and accelerator.is_main_process:  # a critic needs no arm command of its own: `real` has no settings
+        write_arm(job.run, ArmConfig(), arm=job.arm, seed=job.seed)
+    accelerator.wait_for_everyone()
+    stage = job.stage()
+    complete = stage.is_complete()
+    accelerator.wait_for_everyone()
+    if complete:
+        log.info("train %s, seed %d: complete, nothing to do", job.arm, job.seed)
+        return
+    arm = read_table(verify(arm_folder(job.run, job.arm, job.seed), "arm", "arm.parquet"), arm_schema())
+    if accelerator.is_main_process:
+        stage.begin()
+        prepare_patients(job, cohort, arm, stage.folder)
+    with accelerator.main_process_first():  # the first writes the cache of pixels, the others read it
+        slots = load_slots(arm, cohort, size=job.config.image_size, cache=job.run.folder / "cache",
+                           synthetic=job.synthetic, threads=job.run.threads)
+    accelerator.init_trackers("tensorboard")
+    card = make_card(job, cohort, slots)
+    shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))
+    learner = fit(initial_model(job, card), slots, card, LOSSES[job.config.loss](shares), recipe=job.recipe,
+                  checkpoint=stage.folder / CHECKPOINT, accelerator=accelerator)
+    if accelerator.is_main_process:
+        write_results(job, stage, learner, card, n_slots=len(slots.index), processes=accelerator.num_processes)
+    accelerator.end_training()
+
+
+def main() -> None:
+    """One arm, one seed."""
+    options = parse("train", TrainConfig, doc=__doc__, extra={"arm": (str, ...), "arm-seed": (int, ...)})
+    job = Job(run=options.run, config=options.section, arm=options.extra["arm"], seed=options.extra["arm-seed"])
+    check_arm(job.run, job.arm, job.seed)
+    if options.dry_run:
+        sys.stdout.write(job.stage().describe(steps=job.recipe.steps) + "\n")
+        return
+    train(job)
+
+
+if __name__ == "__main__":
+    run_command(main)
