@@ -1,0 +1,174 @@
+"""AP, AUROC, F1 and calibration error of one class, for one set of image weights or for thousands.
+
+A bootstrap needs each metric under thousands of image weights, and no library offers that: so a class is sorted once
+(``ClassMetrics``) and then evaluated on a matrix of weights, one column per draw. Ones as weights give the plain value,
+so that an estimate and its interval come from the same lines. Ties are treated as scikit-learn treats them: equal
+logits share one threshold. Weights that are counts are summed exactly in float64, whatever the order of the images.
+
+- **AP**: scikit-learn's ``average_precision_score`` (a step function, no interpolation).
+- **AUROC**: scikit-learn's ``roc_auc_score``; a tied pair counts one half.
+- **F1**: at a threshold chosen on the validation split, applied as it stands to the test split.
+- **ECE**: adaptive calibration error of the positive probability: ``N_BINS`` bins of equally many images by rank of
+  the logit (equal logits never part), sum over bins of |sum of (label - sigmoid(logit))| / number of images. The bins
+  are fixed by the images, not by the weights. It is biased upward in small sets, and asymmetric loss trains for
+  ranking, not for calibration: read it as a warning about the probabilities, never as a ranking of arms.
+
+Undefined is not zero: the value is NaN here, null in a table, and ``undefined_reason`` says why. AP of a class without
+negatives is undefined too (it is 1 whatever the model says). Unknown labels are left out, class by class.
+
+Not promised: anything about a metric's uncertainty (``classify.intervals``), or one number over several label sets.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandera.pandas as pa
+from numpy.typing import NDArray
+from scipy.special import expit
+from sklearn.metrics import precision_recall_curve
+
+Array = NDArray[np.float64]
+
+METRICS = ("AP", "AUROC", "F1", "ECE")
+HIGHER_IS_BETTER = ("AP", "AUROC", "F1")
+N_BINS = 15
+"""Bins of the calibration error; 15 as in Guo et al. 2017, of equal mass as in Nixon et al. 2019 (adaptive ECE)."""
+
+
+class ClassMetrics:
+    """The metrics of one class under any number of image weights; sorts once.
+
+    ``labels``: float (n_images,), 1, 0 or NaN for unknown. ``logits``: float (n_images,), any real number.
+    ``threshold``: the logit from which on F1 predicts the finding, or None.
+    """
+
+    def __init__(self, *, labels: Array, logits: Array, threshold: float | None = None) -> None:
+        known = np.flatnonzero(~np.isnan(labels))
+        self.order = known[np.argsort(-logits[known], kind="stable")]
+        y, z = labels[self.order], np.asarray(logits, dtype=np.float64)[self.order]
+        tie_starts, tie_of = _runs(z)
+        self.positives = np.flatnonzero(y == 1)
+        self.level_starts, _ = _runs(tie_of[self.positives])
+        levels = tie_of[self.positives][self.level_starts]
+        starts, ends = tie_starts[levels], np.append(tie_starts[1:], len(z))[levels]
+        bounds = np.unique(np.concatenate([[0], starts, ends]))
+        self.bounds = bounds[bounds < len(z)]
+        self.above, self.upto = np.searchsorted(self.bounds, starts), np.searchsorted(self.bounds, ends)
+        self.n_predicted = None if threshold is None else int(np.searchsorted(-z, -threshold, side="right"))
+        self.residual = (y - expit(z))[:, None]
+        self.bins = _bin_starts(tie_starts, tie_of)
+
+    def __call__(self, weights: Array) -> Array:
+        """The metrics in the order of ``METRICS`` as float64 (4, n_draws); NaN where undefined.
+
+        ``weights``: float64 (n_images, n_draws), 0 or more; one column is one draw.
+        """
+        values = np.full((len(METRICS), weights.shape[1]), np.nan)
+        if len(self.order) == 0:
+            return values
+        rows = np.take(weights, self.order, axis=0)
+        total = rows.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values[3] = np.abs(np.add.reduceat(rows * self.residual, self.bins, axis=0)).sum(axis=0) / total
+            if len(self.positives):
+                positive = np.take(rows, self.positives, axis=0)
+                values[0], values[1] = self._ranking(rows, positive)
+                if self.n_predicted is not None:
+                    found = positive[self.positives < self.n_predicted].sum(axis=0)
+                    values[2] = 2 * found / (rows[: self.n_predicted].sum(axis=0) + positive.sum(axis=0))
+                    values[2, positive.sum(axis=0) == 0] = np.nan
+        return values
+
+    def _ranking(self, rows: Array, positive: Array) -> tuple[Array, Array]:
+        """AP and AUROC, each (n_draws,); sums are taken only between the thresholds at which positives lie."""
+        sums = np.add.reduceat(rows, self.bounds, axis=0)
+        cumulative = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(sums, axis=0)])
+        above, upto, total = cumulative[self.above], cumulative[self.upto], cumulative[-1]
+        gained = np.add.reduceat(positive, self.level_starts, axis=0)
+        true = np.cumsum(gained, axis=0)
+        n_positive, n_negative = true[-1], total - true[-1]
+        precision = np.divide(true, upto, out=np.zeros_like(true), where=upto > 0)
+        beaten = n_negative - (above - (true - gained)) - (upto - above - gained) / 2
+        defined = np.where((n_positive > 0) & (n_negative > 0), 1.0, np.nan)
+        return (
+            defined * (gained * precision).sum(axis=0) / n_positive,
+            defined * (gained * beaten).sum(axis=0) / (n_positive * n_negative),
+        )
+
+
+def choose_threshold(*, labels: Array, logits: Array) -> tuple[float, float] | None:
+    """The logit with the highest F1 on the validation split (the highest such logit) and that F1.
+
+    None without a positive. ``labels`` and ``logits``: float (n_images,) of the validation split. The F1 belongs to the
+    images that the threshold was chosen on, so it is optimistic.
+    """
+    known = ~np.isnan(labels)
+    y, z = labels[known], logits[known]
+    if not (y == 1).any():
+        return None
+    precision, recall, thresholds = precision_recall_curve(y, z)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    best = int(np.flatnonzero(f1[:-1] == f1[:-1].max())[-1])
+    return float(thresholds[best]), float(f1[best])
+
+
+def undefined_reason(metric: str, *, labels: Array, has_threshold: bool, split: str) -> str | None:
+    """Why ``metric`` of a class has no value on a split, or None where it has one. ``labels``: float (n_images,)."""
+    if np.isnan(labels).all():
+        return f"no known labels in {split}"
+    if metric == "ECE":
+        return None
+    if not (labels == 1).any():
+        return f"no positives in {split}"
+    if metric == "F1":
+        return None if has_threshold else "no positives in val, so no threshold"
+    return None if (labels == 0).any() else f"no negatives in {split}"
+
+
+def support(labels: Array, patients: NDArray[Any]) -> tuple[int, int]:
+    """Images and patients with at least one positive among the classes (columns) of ``labels``.
+
+    ``labels``: float (n_images, n_classes); ``patients``: (n_images,) any hashable id.
+    """
+    positive = (labels == 1).any(axis=1)
+    return int(positive.sum()), len(np.unique(patients[positive]))
+
+
+def reliability(*, labels: Array, logits: Array) -> list[tuple[int, float, float]]:
+    """The bins behind ECE, most confident first: number of images, mean probability, share of positives."""
+    known = ~np.isnan(labels)
+    order = np.argsort(-logits[known], kind="stable")
+    y, z = labels[known][order], logits[known][order]
+    starts = _bin_starts(*_runs(z))
+    return [(len(part), float(expit(z[at : at + len(part)]).mean()), float(part.mean()))
+            for at, part in zip(starts, np.split(y, starts[1:]), strict=True) if len(part)]
+
+
+def metrics_schema() -> pa.DataFrameSchema:
+    """One row per arm, seed, weights, split, class or group, and metric; ``reason`` says why a value is null."""
+    text, number = pa.Column(str, coerce=True), pa.Column("int64", pa.Check.ge(0), coerce=True)
+    return pa.DataFrameSchema(
+        {
+            "arm": text, "seed": number, "weights": text, "split": text, "label": text,
+            "metric": pa.Column(str, pa.Check.isin(METRICS), coerce=True),
+            "value": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True, coerce=True),
+            "n_positive_images": number, "n_positive_patients": number,
+            "reason": pa.Column(str, nullable=True, coerce=True),
+        },
+        strict=True, unique=["arm", "seed", "weights", "split", "label", "metric"], name="metrics",
+    )
+
+
+def _runs(values: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where each run of equal values starts, and the run that each position belongs to."""
+    new = np.ones(len(values), dtype=bool)
+    new[1:] = values[1:] != values[:-1]
+    return np.flatnonzero(new), np.cumsum(new) - 1
+
+
+def _bin_starts(tie_starts: NDArray[np.intp], tie_of: NDArray[np.intp]) -> NDArray[np.intp]:
+    """First position of each calibration bin; a bin that would cut a tie starts where the tie starts."""
+    if len(tie_of) == 0:
+        return np.zeros(0, dtype=np.intp)
+    nominal = np.round(np.linspace(0, len(tie_of), min(N_BINS, len(tie_of)) + 1)[:-1]).astype(np.intp)
+    return np.unique(tie_starts[tie_of[nominal]])
