@@ -1,0 +1,241 @@
+"""Loading a text-to-image pipeline of diffusers, by path or hub id, so that sampling can trust what it holds.
+
+A pipeline comes from this run's fine-tuning, from a folder, or from the hub with an optional revision. Its folder is
+checked part by part before any weight is read: weights are safetensors (a pickle is refused, since reading one can run
+any code), and no code that ships with a checkpoint is ever run. The scheduler is exchanged by name and keeps what the
+checkpoint was trained with (betas, prediction type, spacing). Only the denoiser runs in reduced precision: latents,
+scheduler, text encoder and decoder stay float32, so that 25 steps do not add up 25 roundings.
+
+Not promised: that a checkpoint's text or images are any good, and families whose prompt embeddings are not listed in
+``sampling.EMBEDDINGS``. The safety checkers of Stable Diffusion are left out: they know photographs, not radiographs.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from safetensors import SafetensorError
+
+from cohort.errors import TailfillError, nearest
+from cohort.pipeline import STAMP
+from cohort.stage import hash_bytes, hash_file
+
+log = logging.getLogger(__name__)
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpm++_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+    "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "lcm": ("LCMScheduler", {}),
+}
+"""Name to diffusers class and what is set on top of the checkpoint's own scheduler config."""
+
+PRECISIONS: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ATTENTION = ("auto", "xformers", "sdpa")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError, SafetensorError)
+
+
+def check_names(*, scheduler: str, precision: str, attention: str) -> None:
+    """Raise ``TailfillError`` with the nearest legal name for an unknown scheduler, precision or attention backend."""
+    for key, value, legal in (("scheduler", scheduler, [*SCHEDULERS]), ("precision", precision, [*PRECISIONS]),
+                              ("attention", attention, [*ATTENTION])):
+        if value not in legal:
+            raise TailfillError(f"generate.{key} is '{value}'{nearest(value, legal)}")
+
+
+def resolve_pipeline(source: str, revision: str | None) -> Path:
+    """The local folder of a pipeline: ``source`` itself if it is one, else the hub's files (safetensors only), fetched.
+
+    Raises ``TailfillError`` when ``source`` is neither, and whatever ``check_folder`` raises.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        if folder.is_absolute() or source.count("/") != 1:
+            raise TailfillError(f"generate.pipeline: {source} does not exist; wanted: a pipeline folder or a hub id")
+        try:
+            folder = Path(DiffusionPipeline.download(source, revision=revision, use_safetensors=True,
+                                                     trust_remote_code=False))
+        except LOAD_ERRORS as error:
+            raise TailfillError(f"generate.pipeline: '{source}' is no folder, and no pipeline with safetensors "
+                                f"weights that the hub gives: {error}") from error
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ``TailfillError`` naming the first missing part, or pickled weights, of a pipeline folder."""
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise TailfillError(f"{folder}: is no diffusers pipeline (no model_index.json)")
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and not name.startswith("_")}
+    except (ValueError, AttributeError) as error:
+        raise TailfillError(f"{index_file}: is no readable index of a pipeline: {error}") from error
+    for name, entry in parts.items():
+        if entry[1] is not None and name not in ("safety_checker", "feature_extractor"):
+            _check_part(folder / name, f"{entry[0]}.{entry[1]}")
+
+
+def _check_part(part: Path, kind: str) -> None:
+    if not part.is_dir() or not any(part.iterdir()):
+        raise TailfillError(f"{part.parent}: part '{part.name}' ({kind}) is missing")
+    names = sorted(path.name for path in part.iterdir())
+    if any(name.endswith(".safetensors") for name in names):
+        return
+    pickled = [name for name in names if name.endswith(PICKLES)]
+    if pickled:
+        raise TailfillError(f"{part / pickled[0]}: is a pickle, which can run any code when it is read; "
+                            "wanted: safetensors")
+    if "config.json" in names:  # models keep config.json; schedulers and tokenizers have files of other names
+        raise TailfillError(f"{part}: holds no weights ({kind}); wanted: a .safetensors file")
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 over the names and bytes of all safetensors files of a pipeline or LoRA folder (or of that one file)."""
+    files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
+    return hash_bytes("".join(f"{file.relative_to(folder)} {hash_file(file)}\n" for file in files).encode())
+
+
+def owning_stage(path: Path) -> Path | None:
+    """The folder of the stage that ``path`` is an output of (itself or one of two parents), None if there is none."""
+    return next((place for place in (path, *path.parents[:2]) if (place / STAMP).is_file()), None)
+
+
+def resolve_lora(source: str) -> Path:
+    """The safetensors file of LoRA weights: a file, the only one of a folder, or a hub repository's.
+
+    Raises ``TailfillError`` when there is none, or several.
+    """
+    place = Path(source)
+    if not place.exists():
+        if place.is_absolute() or source.count("/") != 1:
+            raise TailfillError(f"generate.lora: {source} does not exist; wanted: a file, folder or hub id")
+        from huggingface_hub import snapshot_download
+
+        try:
+            place = Path(snapshot_download(source, allow_patterns=["*.safetensors"]))
+        except LOAD_ERRORS as error:
+            raise TailfillError(f"generate.lora: '{source}' cannot be fetched: {error}") from error
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        raise TailfillError(f"generate.lora: {place} holds {[file.name for file in files]}; "
+                            "wanted: exactly one .safetensors file")
+    return files[0]
+
+
+def load_pipeline(folder: Path, *, lora: Path | None, scheduler: str, precision: str, attention: str,
+                  device: torch.device) -> tuple[DiffusionPipeline, str]:
+    """A pipeline on ``device``, ready to sample, and which attention was taken and why.
+
+    LoRA weights are merged into the layers that they change. Raises ``TailfillError`` when a part does not load.
+    """
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    unchecked: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipeline: Any = AutoPipelineForText2Image.from_pretrained(
+            str(folder), use_safetensors=True, trust_remote_code=False, torch_dtype=torch.float32,
+            local_files_only=True, **(unchecked if "safety_checker" in index else {}),
+        )
+    except LOAD_ERRORS as error:
+        raise TailfillError(f"{folder}: does not load as a text-to-image pipeline: {error}") from error
+    if lora is not None:
+        _merge_lora(pipeline, lora)
+    set_scheduler(pipeline, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    denoiser(pipeline).eval()
+    pipeline.to(device)
+    _reduce_precision(denoiser(pipeline), PRECISIONS[precision])
+    taken, why = choose_attention(attention, device=device, dtype=PRECISIONS[precision])
+    if taken == "xformers":
+        denoiser(pipeline).enable_xformers_memory_efficient_attention()
+    return pipeline, f"{taken} ({why})"
+
+
+def denoiser(pipeline: Any) -> Any:
+    """The U-Net or transformer of a pipeline."""
+    model = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if model is None:
+        raise TailfillError(f"{type(pipeline).__name__}: has neither a unet nor a transformer")
+    return model
+
+
+def set_scheduler(pipeline: Any, name: str) -> None:
+    """Exchange the scheduler for ``SCHEDULERS[name]``, keeping the config that the checkpoint was trained with."""
+    kind, settings = SCHEDULERS[name]
+    pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **settings)
+
+
+def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """``(backend, why)`` of the attention to use; ``auto`` takes xFormers only where a real call to it succeeds.
+
+    Raises ``TailfillError`` when xFormers is asked for by name and its call fails.
+    """
+    if wanted == "sdpa":
+        return "sdpa", "asked for"
+    failure = probe_xformers(device, dtype)
+    if failure is None:
+        return "xformers", "its attention ran on this device"
+    if wanted == "xformers":
+        raise TailfillError(f"generate.attention is 'xformers', which does not work here: {failure}; use auto or sdpa")
+    return "sdpa", f"xFormers: {failure}"
+
+
+def probe_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None when xFormers' attention runs on ``device``, else why it does not. Installed does not mean that it works."""
+    if device.type != "cuda":
+        return f"needs CUDA, and this is {device.type}"
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        query = torch.zeros(1, 16, 2, 32, device=device, dtype=dtype)
+        memory_efficient_attention(query, query, query)
+    except (ImportError, OSError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
+        return " ".join(str(error).split())[:200]
+    return None
+
+
+def _merge_lora(pipeline: Any, lora: Path) -> None:
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise TailfillError(f"generate.lora: {type(pipeline).__name__} takes no LoRA weights")
+    try:
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    except LOAD_ERRORS as error:
+        raise TailfillError(f"{lora}: does not load as LoRA weights of this pipeline: {error}") from error
+
+
+def _reduce_precision(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Run ``model`` in ``dtype`` between float32 latents: its inputs are cast, and its prediction is cast back."""
+    if dtype == torch.float32:
+        return
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def enter(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        # important: not the timestep, which bf16 would round by up to 4 of 1,000
+        return (tuple(cast(arg) if place == 0 else arg for place, arg in enumerate(args)),
+                {key: value if key == "timestep" else cast(value) for key, value in kwargs.items()})
+
+    def leave(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        return tuple(part.float() for part in output) if isinstance(output, tuple) else output
+
+    model.to(dtype)
+    model.register_forward_pre_hook(enter, with_kwargs=True)
+    model.register_forward_hook(leave)
