@@ -18,6 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 WIDE, NARROW = 900, 350
 """CSS pixels: the report's column on a desktop, and what is left of a 390 px phone."""
@@ -28,7 +29,8 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", **{c: f"--s{i}" for
 MARKERS, GLYPHS = ("o", "^", "s", "D", "v", "P"), ("●", "▲", "■", "◆", "▼", "✚")
 """One form per series beside its colour, for readers who see no colour."""
 ARMS = {"real": 0, "oversample": 1, "duplicate": 2, "synthetic": 3}
-FONT = 12
+FONT, SMALL = 12, 10.5
+"""Sizes of text, px: normal, and where two lines share a row or the page is narrow."""
 ROW, PAD = 24, 44
 """Height of a row and of the axis below, px."""
 
@@ -128,10 +130,10 @@ def _row_svg(rows: Sequence[Row], *, width: int, xlabel: str, zero: bool, log: b
              name: str) -> Markup:
     """One form of a row plot."""
     wide = width == WIDE
-    left, right = (0.27, 0.74) if wide else (0.34, 0.97)
+    left, right = (0.27, 0.73 if any(row.text for row in rows) else 0.99) if wide else (0.34, 0.97)
     n_marks = max((len(row.marks) for row in rows), default=1)
     row_height = max(ROW, 8 + 9 * n_marks)
-    height = row_height * len(rows) + PAD + (18 if ends else 0)
+    height = row_height * len(rows) + PAD + (20 if ends else 0)
     with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_axes((left, PAD / height, right - left, row_height * len(rows) / height))
@@ -139,20 +141,21 @@ def _row_svg(rows: Sequence[Row], *, width: int, xlabel: str, zero: bool, log: b
         axes.set_yticks([])
         if log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        _limits(axes, rows, zero=zero, log=log)
         for y, row in enumerate(rows):
             _draw_row(axes, row, y, spread=min(0.62, 9 * (len(row.marks) - 1) / row_height), zero=zero)
             _row_text(figure, row, y=(PAD + row_height * (len(rows) - y - 0.5)) / height, wide=wide)
-        _limits(axes, rows, zero=zero, log=log)
         _quiet(axes, grid="x")
         if not log:
             axes.locator_params(axis="x", nbins=7 if wide else 4)
         if zero:
             axes.axvline(0, color=INK, lw=1, zorder=1)
         axes.set_xlabel(xlabel, color=MUTED)
-        if ends:
-            top = -0.5 - 6 / row_height
-            axes.text(0, top, f"← {ends[0]}   ", ha="right", va="bottom", color=MUTED)
-            axes.text(0, top, f"   {ends[1]} →", ha="left", va="bottom", color=MUTED)
+        for word, side in zip(ends or (), (0, 1), strict=False):
+            figure.text((left, right)[side], 1, f"{word} →" if side else f"← {word}", color=MUTED, va="top",
+                        ha="right" if side else "left", fontsize=FONT if wide else SMALL)
         return _svg(figure, name)
 
 
@@ -168,29 +171,37 @@ def _draw_row(axes: Axes, row: Row, y: int, *, spread: float, zero: bool) -> Non
         if mark.low is not None and mark.high is not None:
             axes.plot([mark.low, mark.high], [y + offset] * 2, color=colour, lw=2.6 if row.strong else 1.8,
                       solid_capstyle="round", zorder=2)
-        axes.plot([mark.value], [y + offset], MARKERS[mark.series], color=colour, ms=7 if row.strong else 6,
-                  mfc="none" if bare and zero else colour, mew=1.4, zorder=3)
+        low, high = axes.get_xlim()
+        inside = min(max(mark.value, low), high)
+        form = MARKERS[mark.series] if inside == mark.value else "<" if mark.value < low else ">"
+        axes.plot([inside], [y + offset], form, color=colour, ms=7 if row.strong else 6, zorder=3, clip_on=False,
+                  mfc="none" if bare and zero else colour, mew=1.4)
 
 
 def _row_text(figure: Figure, row: Row, *, y: float, wide: bool) -> None:
     """The row's name at the left edge (left-aligned: exact in any font) and its numbers at the right one."""
-    lines = textwrap.wrap(row.label, 34 if wide else 17, max_lines=2, placeholder="…") or [""]
-    figure.text(0, y, "\n".join(lines), ha="left", va="center", color=INK, fontsize=FONT if len(lines) == 1 else 10,
+    lines = textwrap.wrap(row.label, 34 if wide else 15, max_lines=2, placeholder="…") or [""]
+    figure.text(0, y, "\n".join(lines), ha="left", va="center", color=INK, fontsize=FONT if len(lines) == 1 else SMALL,
                 fontweight="bold" if row.strong else "normal")
     if wide and row.text:
         figure.text(1, y, row.text, ha="right", va="center", color=INK, fontweight="bold" if row.strong else "normal")
 
 
 def _limits(axes: Axes, rows: Sequence[Row], *, zero: bool, log: bool) -> None:
-    """Room for every mark; around zero at least 0.01 either way, so that nothing looks large for want of scale."""
-    found = [v for row in rows for m in row.marks for v in (m.value, m.low, m.high) if v is not None]
+    """Room for every mark; in a forest for every interval, and at least 0.01 either side of zero.
+
+    A bare point beyond the intervals does not stretch a forest's axis: it becomes an arrow at the edge.
+    """
+    marks = [mark for row in rows for mark in row.marks]
+    found = [v for m in marks for v in (m.value, m.low, m.high) if v is not None and not (zero and m.low is None)]
     if zero:
-        found += [-0.01, 0.01]
+        bare = [abs(m.value) for m in marks if m.value is not None and m.low is None]
+        found += [-0.01, 0.01] if found else [-max([0.01, *bare]), max([0.01, *bare])]
     if not found:
         return
     low, high = min(found), max(found)
     if log:
-        axes.set_xlim(max(low, 0.5) / 1.5, high * 1.5)
+        axes.set_xlim(max(low, 0.5) / 1.6, high * 1.6)
     else:
         room = 0.06 * (high - low or 1)
         axes.set_xlim(low - room, high + room)

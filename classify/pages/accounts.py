@@ -22,10 +22,10 @@ def scarcity_chapter(evidence: Evidence) -> Chapter:
               for g, rule in (("tail", "under 1 %"), ("medium", "1 to 10 %"), ("head", "over 10 %"))]
     blocks: list[Any] = [_scarcity_plot(evidence, fates), _budget_table(evidence), _fate_table(evidence, fates)]
     blocks += [_threshold_table(evidence.thresholds)] if len(evidence.thresholds) else []
-    blocks += [table for table in (_slot_table(evidence), _seen_table(evidence)) if table.rows]
+    blocks += [table for table in (_slot_table(evidence), *_seen_tables(evidence)) if table.rows]
     return Chapter(
         anchor="asked", title="What was scarce, and what was asked",
-        words=("Groups are fixed by the real train images.", *groups),
+        words=("Groups are fixed by the real train images.",), points=tuple(groups),
         blocks=tuple(blocks),
         sources=("cohort/cohort.parquet", "plan/budget.parquet", "plan/plan.parquet", "images/images.parquet",
                  "synthetic/synthetic.parquet", "synthetic/thresholds.parquet", "arms/ARM/seed_N/_stage.json"),
@@ -50,14 +50,14 @@ def _fates(evidence: Evidence) -> pd.DataFrame:
 
 def _scarcity_plot(evidence: Evidence, fates: pd.DataFrame) -> Plot:
     """Real positives, the images asked for and those kept, per class on a log axis."""
-    budget, names = evidence.budget.set_index("label"), {"real, train": 0, "asked": 1, "kept": 3}
+    budget, names = evidence.budget.set_index("label"), {"real, train": 0, "asked for": 1, "kept": 3}
     rows = []
     for label in evidence.labels:
         asked = budget["target"].get(label, 0)
         values = (budget["n_real"].get(label, 0), asked, fates["kept"].get(label, 0) if asked else None)
         marks = tuple(Interval(series=s, value=float(v)) for s, v in zip(names.values(), values, strict=True)
                       if not is_null(v) and v > 0)
-        rows.append(Row(label=f"{label} · {evidence.cohort.groups[label]}", marks=marks))
+        rows.append(Row(label=f"{label} ({evidence.cohort.groups[label]})", marks=marks))
     return row_plot(rows, title="Images per class: real, asked for, kept", xlabel="images (log scale)", names=names,
                     log=True)
 
@@ -107,24 +107,33 @@ def _slot_table(evidence: Evidence) -> Table:
     """What each arm trained on: the counts in its stamps, mean over seeds."""
     counts = {arm: [dict(made.stamp["counts"]) for made in _arm_folders(evidence, arm)] for arm in evidence.arms}
     keys = list(dict.fromkeys(key for each in counts.values() for one in each for key in one))
-    rows = [(arm, str(len(each)), *(number(np.mean([one.get(key, 0) for one in each]), 0) for key in keys))
+    rows = [(arm, str(len(each)), *(count(round(np.mean([one.get(key, 0) for one in each]))) for key in keys))
             for arm, each in counts.items() if each]
     return Table(title="Slots of each arm, mean over seeds", rows=tuple(rows),
                  columns=("Arm", "Seeds", *(key.replace("_", " ").capitalize() for key in keys)))
 
 
-def _seen_table(evidence: Evidence) -> Table:
-    """How often each arm shows a tail finding in training, and with what summed weight, mean over seeds."""
-    rows = []
-    for label in (name for name in evidence.labels if evidence.cohort.groups[name] == "tail"):
-        for arm in evidence.arms:
-            seen = [made.stamp["extra"].get("tail_seen", {}).get(label) for made in _arm_folders(evidence, arm)]
-            found = pd.DataFrame([one for one in seen if one])
-            if len(found):
-                rows.append((label, "tail", arm, *(number(found[key].mean(), digits) for key, digits in
-                                                   (("slots", 0), ("synthetic", 0), ("weight", 1)))))
-    return Table(title="How often training shows a tail finding, mean over seeds", rows=tuple(rows), text=3,
-                 columns=("Class", "Group", "Arm", "Positive slots", "of them synthetic", "Summed loss weight"))
+def _seen_tables(evidence: Evidence) -> list[Table]:
+    """How often each arm shows a tail finding in training and, where that differs, with what summed loss weight."""
+    labels = [label for label in evidence.labels if evidence.cohort.groups[label] == "tail"]
+    seen = {(label, arm): pd.DataFrame([made.stamp["extra"].get("tail_seen", {}).get(label) or {}
+                                        for made in _arm_folders(evidence, arm)]).mean()
+            for label in labels for arm in evidence.arms}
+    shown = {key: mean for key, mean in seen.items() if {"slots", "synthetic", "weight"} <= set(mean.index)}
+    if not shown:
+        return []
+    slots = {key: f"{m['slots']:,.0f} ({m['synthetic']:,.0f})" for key, m in shown.items()}
+    weights = {key: number(m["weight"], 1) for key, m in shown.items()}
+    tables = [_by_arm(evidence, labels, slots, "Positive slots per tail finding (of them synthetic), mean over seeds")]
+    if any(m["weight"] != m["slots"] for m in shown.values()):
+        tables.append(_by_arm(evidence, labels, weights, "Summed loss weight of these slots, mean over seeds"))
+    return tables
+
+
+def _by_arm(evidence: Evidence, labels: Sequence[str], cells: Mapping[tuple[str, str], str], title: str) -> Table:
+    rows = tuple((label, evidence.cohort.groups[label], *(cells.get((label, arm), DASH) for arm in evidence.arms))
+                 for label in labels)
+    return Table(title=title, rows=rows, text=2, columns=("Class", "Group", *evidence.arms))
 
 
 def _arm_folders(evidence: Evidence, arm: str) -> list[Made]:
@@ -189,8 +198,8 @@ def cost_chapter(evidence: Evidence) -> Chapter:
     table = Table(title="Time per stage", rows=tuple(rows), text=2, strong=frozenset([len(rows) - 1]),
                   columns=("Stage", "Device", "Folders", "Minutes", "Images / s"))
     return Chapter(anchor="cost", title="What it cost", blocks=(table,),
-                   words=(f"{number(total / 3600, 2)} hours in all, as the stamps tell. An interrupted stage may count its "
-                          "last run only.",),
+                   words=(f"{number(total / 3600, 2)} hours in all, as the stamps tell. A stage that was interrupted "
+                          "may have counted its last run only.",),
                    sources=("*/_stage.json", "images/images.parquet", "train/ARM/seed_N/history.parquet"))
 
 

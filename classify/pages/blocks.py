@@ -72,8 +72,11 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def signed(value: Any, digits: int = 3) -> str:
-    """As ``number`` with a plus sign for what is not negative."""
-    return DASH if is_null(value) else f"{float(value):+.{digits}f}".replace("-", "−")
+    """As ``number`` with a plus sign for what is above zero; what rounds to zero has no sign."""
+    if is_null(value):
+        return DASH
+    rounded = round(float(value), digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"
 
 
 def count(value: Any) -> str:

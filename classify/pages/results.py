@@ -9,6 +9,9 @@ from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, n
 from classify.pages.evidence import GROUPS, Evidence
 from classify.plots import Interval, Plot, Row, arm_series, row_plot
 
+FIDELITY_SETS = {"kept": 3, "made": 1, "real floor": 0}
+"""Set of images -> series of its mark."""
+
 
 def row_name(evidence: Evidence, name: str) -> str:
     """A group as ``Tail, mean of 3``, a label as itself."""
@@ -75,7 +78,8 @@ def delta_chapter(evidence: Evidence) -> Chapter:
     return Chapter(
         anchor="deltas", title="What each class gained or lost",
         words=("Each mark is the difference between two arms, averaged over seeds, with its 95 % interval over "
-               "patients and seeds together. A hollow mark has no interval; the table says why.",),
+               "patients and seeds together. A hollow mark has no interval, and an arrow lies beyond the axis: "
+               "the table has the number and the reason.",),
         blocks=(*plots, *tables), sources=("comparison/comparison.parquet",),
     )
 
@@ -126,51 +130,68 @@ def _result_table(evidence: Evidence, *, title: str, value: Callable[[str, str],
 
 
 def _delta_table(evidence: Evidence, metric: str, pairs: Sequence[tuple[str, str]], *, title: str) -> Table:
-    """Difference, interval and p of each pair, per group and class."""
+    """Difference and interval of each pair per group and class; p and seeds too when there is but one pair."""
     notes, rows = Notes(), []
     for name in evidence.rows:
         cells: list[str] = []
         for arm, rival in pairs:
             row = evidence.result(arm=arm, rival=rival, label=name, metric=metric) or {"reason": "not computed"}
-            bare = is_null(row.get("ci_low")) or is_null(row.get("ci_high"))
-            cells += [notes.dash(row.get("reason")) if is_null(row.get("delta")) else signed(row["delta"]),
-                      notes.dash(row.get("reason")) if bare else f"{signed(row['ci_low'])} to {signed(row['ci_high'])}"]
-            if len(pairs) == 1:
-                cells += [DASH if is_null(row.get("p")) else number(row["p"]), count(row.get("n_seeds"))]
+            delta, interval = _delta_cells(row, notes)
+            cells += [delta, interval, number(row.get("p")), count(row.get("n_seeds"))] if len(pairs) == 1 else [
+                delta if delta == interval else f"{delta} ({interval})" if "to" in interval else f"{delta} {interval}"]
         rows.append((row_name(evidence, name), group_of(evidence, name), support_text(evidence, name), *cells))
-    heads = [(f"{arm} − {rival}", "95 % interval") for arm, rival in pairs]
-    columns = ("Class", "Group", "Positives (images / patients)", *(h for pair in heads for h in pair))
+    heads = [f"{arm} − {rival}" for arm, rival in pairs]
+    heads += ["95 % interval", "p (classes: Holm)", "Seeds"] if len(pairs) == 1 else []
     strong = frozenset(i for i, name in enumerate(evidence.rows) if name in GROUPS)
-    return Table(title=title, columns=columns + (("p (Holm over classes)", "Seeds") if len(pairs) == 1 else ()),
-                 rows=tuple(rows), text=2, strong=strong, notes=notes.lines())
+    return Table(title=title, columns=("Class", "Group", "Positives (images / patients)", *heads), rows=tuple(rows),
+                 text=2, strong=strong, notes=notes.lines())
+
+
+def _delta_cells(row: Mapping[str, Any], notes: Notes) -> tuple[str, str]:
+    """A difference and its interval, each a dash with the reason's letter where it is undefined."""
+    bare = is_null(row.get("ci_low")) or is_null(row.get("ci_high"))
+    return (notes.dash(row.get("reason")) if is_null(row.get("delta")) else signed(row["delta"]),
+            notes.dash(row.get("reason")) if bare else f"{signed(row['ci_low'])} to {signed(row['ci_high'])}")
 
 
 def fidelity_chapter(evidence: Evidence) -> Chapter:
     """Distances of kept and made images to real ones, beside what real images reach against each other."""
-    table, notes, plots = evidence.fidelity, Notes(), []
+    table, plots = evidence.fidelity, []
     if table.empty:
         return Chapter(anchor="fidelity", title="How close to real", words=("This run measured no fidelity.",))
-    rows = tuple((str(r["name"]), str(r["set"]), str(r["metric"]),
-                  notes.dash(r["reason"]) if is_null(r["value"]) else number(r["value"], 4), number(r.get("spread"), 4),
-                  count(r["n_real"]), count(r["n_synthetic"])) for r in table.to_dict("records"))
     for metric in sorted(set(table["metric"])):
         plot = _fidelity_plot(table[table["metric"] == metric], str(metric))
         plots += [plot] if plot else []
     encoders = sorted({f"{r['encoder']} (sha256 {str(r['encoder_sha256'])[:12]}, resize {r['resize']})"
                        for r in table.to_dict("records")})
     return Chapter(
-        anchor="fidelity", title="How close to real", blocks=(*plots, Table(
-            title="Distances to real training images", text=3, rows=rows, notes=notes.lines(),
-            columns=("Images", "Set", "Metric", "Value", "Spread", "Real", "Synthetic"))),
+        anchor="fidelity", title="How close to real", blocks=(*plots, _fidelity_table(evidence)),
         words=("Lower is closer. The real floor is what an equally large set of real images reaches against other real "
                "images: nothing can be expected below it. Measured by " + "; ".join(encoders) + ".",),
         sources=("synthetic/fidelity.parquet",),
     )
 
 
+def _fidelity_table(evidence: Evidence) -> Table:
+    """One row per set of images and metric: kept, made, floor, and on how many images each rests."""
+    notes, rows = Notes(), []
+    for (name, metric), part in evidence.fidelity.groupby(["name", "metric"], sort=False):
+        by_set = part.set_index("set").to_dict("index")
+        cells = []
+        for kind in FIDELITY_SETS:
+            r = by_set.get(kind, {"reason": "not computed"})
+            spread = "" if is_null(r.get("spread")) else f" ± {number(r['spread'], 4)}"
+            cells.append(notes.dash(r.get("reason")) if is_null(r.get("value")) else number(r["value"], 4) + spread)
+        sizes = [count(by_set.get(kind, {}).get("n_synthetic")) for kind in ("kept", "made")]
+        rows.append((str(name), evidence.cohort.groups.get(str(name), ""), str(metric), *cells,
+                     count(part["n_real"].max()), " / ".join(sizes)))
+    return Table(title="Distances to real training images", text=3, rows=tuple(rows), notes=notes.lines(), columns=(
+        "Images", "Group", "Metric", "Kept", "Made", "Real floor", "Real images", "Synthetic (kept / made)"))
+
+
 def _fidelity_plot(table: pd.DataFrame, metric: str) -> Plot | None:
     """Kept, made and floor on one axis; None when nothing is defined."""
-    names = {"real floor": 0, "made": 1, "kept": 3}
+    names = FIDELITY_SETS
     rows = []
     for name in dict.fromkeys(table["name"]):
         marks = []

@@ -118,6 +118,5 @@ def _picture(path: Path, size: int) -> str:
 def _person(row: dict[str, Any], labels: Sequence[str]) -> str:
     """Findings, view, sex and age of a real image, as far as its source tells them."""
     found = [label for label in labels if not is_null(row[label]) and row[label] == 1]
-    parts = [", ".join(found) or "no finding of the label space", row["view"], row["sex"],
-             None if is_null(row["age"]) else f"{row['age']:.0f} y"]
-    return " · ".join(str(part) for part in parts if not is_null(part))
+    person = [row["view"], row["sex"], None if is_null(row["age"]) else f"{row['age']:.0f}\u00a0y"]
+    return f"{', '.join(found) or 'no finding'} · " + "\u00a0·\u00a0".join(str(p) for p in person if not is_null(p))
