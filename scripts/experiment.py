@@ -1,0 +1,167 @@
+"""A whole experiment: every stage, all arms and seeds, in order. Safe to run again at any time.
+
+Each stage is a process of its own that reads ``RUN/config.yaml``, the resolved configuration, which is written first.
+Beside it ``RUN/endpoint.json`` fixes what will be compared before any test prediction exists; a configuration that says
+otherwise later is refused. Complete stages are not started again, unfinished ones go on, and the first that fails ends
+the experiment with its own one-line error and exit code. What a stage prints is in ``RUN/logs``.
+
+Not promised: that the time left is right. It is the mean time of this run's stages of the same kind.
+
+::
+
+    python scripts/experiment.py configs/debug.yaml [--train.steps 50] [--dry-run] [--processes 2]
+"""
+
+import logging
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiment_config import SCHEMAS, Experiment, fix_endpoint, read_experiment
+from experiment_processes import run_forked, run_launched, sole_owner
+
+from cohort.errors import TailfillError, run_command
+from cohort.pipeline import STAGES, is_stale, read_stamp
+
+log = logging.getLogger(__name__)
+
+LAUNCHED = ("autoencoder", "finetune", "generate", "filter", "train", "predict")
+FOLDERS = {stage.name: stage.folder for stage in STAGES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage, of one arm and seed where it has them."""
+
+    stage: str
+    folder: Path
+    arm: str | None = None
+    seed: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """Steps of one kind take about the same time."""
+        return f"{self.stage} from nothing" if self.seed is not None and self.seed >= 1000 else self.stage
+
+    def __str__(self) -> str:
+        return self.stage if self.arm is None else f"{self.stage} {self.arm} seed {self.seed}"
+
+
+def list_steps(config: dict[str, Any]) -> Iterator[Step]:
+    """The stages in order: what all arms share, then all the arms, seed by seed."""
+    run = Path(config["run"])
+
+    def step(stage: str, arm: str | None = None, seed: int | None = None) -> Step:
+        folder = FOLDERS[stage].replace("ARM", str(arm)).replace("SEED", str(seed))
+        return Step(stage=stage, folder=run / folder, arm=arm, seed=seed)
+
+    if "prepare" in config:
+        yield Step(stage="prepare", folder=Path(config["cohort"] or run / "cohort"))
+    yield step("plan")
+    start = config["train"].get("init_seed")
+    for seed in dict.fromkeys([*([] if start is None else [start]), *config["filter"]["critic_seeds"]]):
+        yield step("train", "real", seed)
+    for stage in ("autoencoder", "finetune", "generate", "filter"):
+        if stage in config:
+            yield step(stage)
+    for seed in range(config["n_seeds"]):
+        for arm in config["arms"]:
+            for stage in ("arm", "train", "predict"):
+                yield step(stage, arm, seed)
+    yield step("compare")
+    yield step("report")
+
+
+def is_done(step: Step, section: dict[str, Any]) -> bool:
+    """Whether its stamp is there, fresh and of these settings; where in doubt, the stage itself is asked."""
+    stamp = read_stamp(step.folder)
+    return stamp is not None and not is_stale(stamp) and all(
+        section.get(key, value) == value for key, value in stamp["config"].items()
+    )
+
+
+def words_of(step: Step, experiment: Experiment) -> list[str]:
+    """The module of a step and its arguments."""
+    arm = [] if step.arm is None else ["--arm", step.arm, "--arm-seed", str(step.seed)]
+    return [SCHEMAS[step.stage].partition(":")[0], "--config", str(experiment.folder / "config.yaml"), *arm]
+
+
+def run_step(step: Step, experiment: Experiment, file: Path) -> None:
+    """Run one stage, its output appended to ``file``; a failure ends the program with the stage's error and code."""
+    start = file.stat().st_size if file.exists() else 0
+    words = words_of(step, experiment)
+    shared = experiment.processes > 1 and step.stage in LAUNCHED
+    code = run_launched(words, experiment.processes, file) if shared else run_forked(words, file)
+    if code:
+        lines = [line for line in file.read_bytes()[start:].decode(errors="replace").splitlines() if line.strip()]
+        told = next((line for line in reversed(lines) if line.startswith("error: ")), (lines or ["no output"])[-1])
+        sys.stderr.write(f"error: {step}: {told.removeprefix('error: ')} (see {file})\n")
+        if told.startswith("error: "):  # bad input; accelerate's launcher would turn its exit code 2 into a 1
+            raise SystemExit(2)
+        raise SystemExit(code if code > 0 else 128 - code)
+
+
+def time_left(steps: list[Step], done: list[Step]) -> str:
+    """How long ``steps`` take if each takes the mean time of its kind in ``done``."""
+    spent: dict[str, list[float]] = {}
+    for step in done:
+        spent.setdefault(step.kind, []).append((read_stamp(step.folder) or {"seconds": 0.0})["seconds"])
+    known = [step for step in steps if step.kind in spent]
+    minutes = sum(sum(spent[step.kind]) / len(spent[step.kind]) for step in known) / 60
+    unknown = len(steps) - len(known)
+    return f"about {minutes:.0f} min left" + (f", {unknown} stages of unknown length not counted" if unknown else "")
+
+
+def print_steps(experiment: Experiment, steps: list[Step]) -> None:
+    """What ``--dry-run`` shows: every stage with its command, and whether it is done."""
+    for number, step in enumerate(steps, start=1):
+        state = "done" if is_done(step, experiment.config[step.stage]) else "to do"
+        command = shlex.join(["python", "-m", *words_of(step, experiment)])
+        sys.stdout.write(f"[{number}/{len(steps)}] {state:5}  {command}\n")
+
+
+def run_all(experiment: Experiment, steps: list[Step]) -> None:
+    """Run what is not done, one line before and one after each stage."""
+    logs = experiment.folder / "logs"
+    logs.mkdir(exist_ok=True)
+    done: list[Step] = []
+    for number, step in enumerate(steps, start=1):
+        place = f"[{number}/{len(steps)}] {step}"
+        if is_done(step, experiment.config[step.stage]):
+            log.info("%s: complete", place)
+        else:
+            log.info("%s ...", place)
+            started = time.monotonic()
+            run_step(step, experiment, logs / f"{str(step).replace(' ', '_')}.log")
+            log.info("%s: %.0f s, %s", place, time.monotonic() - started, time_left(steps[number:], [*done, step]))
+        done.append(step)
+
+
+def main() -> None:
+    """Check everything, fix what is to be compared, run what is missing."""
+    experiment = read_experiment(sys.argv[1:], doc=__doc__)
+    config, steps = experiment.config, list(list_steps(experiment.config))
+    if "prepare" in config and not Path(config["prepare"]["root"]).is_dir():
+        raise TailfillError(f"prepare.root: {config['prepare']['root']} is no folder; wanted: a copy of the dataset in "
+                            "its own layout, or toy images from: python scripts/make_debug_data.py data/debug")
+    if experiment.dry_run:
+        print_steps(experiment, steps)
+        return
+    with sole_owner(experiment.folder):
+        fix_endpoint(experiment)
+        run_all(experiment, steps)
+    log.info("complete: open %s", experiment.folder / "report" / "report.html")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stage is stopped with us, not orphaned
+    try:
+        run_command(main)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.exit(130)

@@ -1,0 +1,117 @@
+"""The whole configuration of an experiment: every section checked before any work, resolved, and fixed in its run.
+
+A stage reads only its own section; what a later one would refuse after hours is refused here, by the same dataclasses.
+``RUN/config.yaml`` and ``RUN/endpoint.json`` are written once; another configuration needs another run folder, even if
+it differs in nothing that a stage's fingerprint holds. Not promised: that settings which only the data can refuse fit.
+"""
+
+import importlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from classify.arm import check_arm
+from classify.compare import CompareConfig, registration
+from cohort.config import Run, check_keys, load_yaml, resolve_paths
+from cohort.errors import TailfillError, fail
+from cohort.stage import write_atomically
+
+SCHEMAS = {
+    "prepare": "cohort.prepare:PrepareConfig", "plan": "prompts.plan:PlanConfig",
+    "autoencoder": "synth.autoencoder:AutoencoderConfig", "finetune": "synth.finetune:FinetuneConfig",
+    "generate": "synth.generate:GenerateConfig", "filter": "synth.filter:FilterConfig", "arm": "classify.arm:ArmConfig",
+    "train": "classify.train:TrainConfig", "predict": "classify.predict:PredictConfig",
+    "compare": "classify.compare:CompareConfig", "report": "classify.report:ReportConfig",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A checked command line; ``config`` is the resolved configuration in plain types, its paths absolute.
+
+    ``endpoint`` is what will be compared, with its hash.
+    """
+
+    config: dict[str, Any]
+    endpoint: dict[str, Any]
+    processes: int
+    dry_run: bool
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config["run"])
+
+
+def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
+    """The configuration file that ``argv`` starts with, and overrides; every section is checked before any work."""
+    file = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    content = load_yaml(file) if file else {}
+    left_out = {"autoencoder"} - content.keys() | ({"prepare"} if content.get("cohort") else set())
+    schemas = {name: _import(place) for name, place in SCHEMAS.items() if name not in left_out}
+    parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
+    parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")
+    parser.add_argument("--processes", type=int, default=1, help="processes of the stages that share work, 1 or more")
+    parser.add_argument("--dry-run", action="store_true", help="print the stages and where they stand, and do nothing")
+    parser.add_class_arguments(Run)
+    for name, schema in schemas.items():
+        parser.add_class_arguments(schema, name)
+    for name, schema in schemas.items():
+        check_keys(content.get(name) or {}, schema, where=f"config {file}: {name}")
+    if file:
+        argv = ["--config", json.dumps(_resolve(content, schemas, file.resolve().parent)), *argv[1:]]
+    try:
+        built = parser.instantiate_classes(parser.parse_args(argv))
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        fail(str(error))
+    if built.processes < 1:
+        raise TailfillError(f"--processes is {built.processes}; wanted: 1 or more")
+    run = Run(**{f.name: built[f.name] for f in fields(Run)})
+    check_arms(run, built["compare"])
+    plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
+    return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
+                      processes=built.processes, dry_run=built.dry_run)
+
+
+def _import(place: str) -> type:
+    module, _, name = place.partition(":")
+    schema: type = getattr(importlib.import_module(module), name)
+    return schema
+
+
+def _resolve(content: dict[str, Any], schemas: dict[str, type], base: Path) -> dict[str, Any]:
+    """``content`` with relative paths made absolute against ``base``, in every section."""
+    top = {key: value for key, value in content.items() if key not in SCHEMAS}
+    return resolve_paths(top, Run, base) | {
+        name: resolve_paths(content.get(name) or {}, schema, base) for name, schema in schemas.items()
+    }
+
+
+def fix(file: Path, content: bytes) -> None:
+    """Write ``content`` once; raises ``TailfillError`` naming the first line that differs from an earlier one."""
+    if not file.exists():
+        write_atomically(file, content)
+    elif (fixed := file.read_bytes()) != content:
+        then, now = fixed.decode().splitlines(), content.decode().splitlines()
+        was, wanted = next(((a, b) for a, b in zip(then, now, strict=False) if a != b), ("another length", "this one"))
+        raise TailfillError(f"{file}: this run was fixed with '{was.strip()}', now '{wanted.strip()}'; "
+                            "give another run folder")
+
+
+def check_arms(run: Run, compare: CompareConfig) -> None:
+    """Raise ``TailfillError`` for an unknown arm, or an endpoint about an arm that is not in the experiment."""
+    for arm in run.arms:
+        check_arm(run, arm, 0)
+    for role, arm in (("arm", compare.endpoint.arm), ("rival", compare.endpoint.rival)):
+        if arm not in run.arms:
+            raise TailfillError(f"compare.endpoint.{role} is '{arm}'; wanted: one of the arms {', '.join(run.arms)}")
+
+
+def fix_endpoint(experiment: Experiment) -> None:
+    """Write the run's ``config.yaml``, and ``endpoint.json`` with the hash of what will be compared."""
+    fix(experiment.folder / "config.yaml", yaml.safe_dump(experiment.config, sort_keys=False).encode())
+    fix(experiment.folder / "endpoint.json", (json.dumps(experiment.endpoint, indent=1) + "\n").encode())

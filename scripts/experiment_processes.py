@@ -1,0 +1,82 @@
+"""How an experiment runs its stages: one after the other, each a process of its own; no two experiments in one run.
+
+A stage is forked from the experiment, which has imported everything once: starting Python and importing torch for each
+of fifty stages would take minutes. Under several processes it is accelerate's launcher that starts them. Whatever
+happens to the experiment, its stage does not go on behind its back. Not promised: anything on systems without ``fork``.
+"""
+
+import fcntl
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cohort.errors import TailfillError, run_command
+
+
+@contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Only one experiment at a time works in a run; raises ``TailfillError`` for a second one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise TailfillError(f"{folder}: another experiment is at work in this run") from error
+        yield
+
+
+def run_forked(words: list[str], file: Path) -> int:
+    """Run a command in a fork of this process and return its exit code.
+
+    Important: nothing in this process may have started torch's threads, which a fork would lose; it only imports.
+    """
+    process = multiprocessing.get_context("fork").Process(target=be_command, args=(words, file))
+    process.start()
+    try:
+        process.join()
+    finally:
+        process.terminate()
+        process.join()
+    return process.exitcode or 0
+
+
+def be_command(words: list[str], file: Path) -> None:
+    """In the fork: become the command, with ``file`` for its output; end when the experiment is killed."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.argv = words
+    run_command(importlib.import_module(words[0]).main)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def run_launched(words: list[str], processes: int, file: Path) -> int:
+    """Run a command under ``accelerate launch`` and return its exit code."""
+    import torch
+
+    # important: accelerate's own --cpu would start one process only, with the variable it starts all
+    environment = dict(os.environ) | ({} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"})
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
+              "--main_process_port", "0", "-m"]
+    with file.open("ab") as output:
+        process = subprocess.Popen([*launch, *words], stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            return process.wait()
+        finally:
+            process.terminate()
+            process.wait()
