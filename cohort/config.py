@@ -8,6 +8,7 @@ paths in a config resolve against the config's folder (mark such a field with ``
 import argparse
 import json
 import os
+import re
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -91,11 +92,15 @@ def parse(
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, formatter_class=HelpFormatter)
     parser.add_argument("--config", action="config", help="the experiment's YAML")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
+    flags = {name: f"{name}-name" if name == section else name for name in extra or {}}
     for name, (kind, default) in (extra or {}).items():
-        parser.add_argument(f"--{name}", type=kind, **({"required": True} if default is ... else {"default": default}))
+        given = {"required": True} if default is ... else {"default": default}
+        parser.add_argument(f"--{flags[name]}", type=kind, help=f"typed as --{name}", **given)
     parser.add_class_arguments(Run)
     parser.add_class_arguments(schema, section)
     argv = _read_config_files(sys.argv[1:], section, schema)
+    if section in flags:  # jsonargparse keeps the flag of a section's own name for itself
+        argv = [re.sub(f"^--{section}(?==|$)", f"--{flags[section]}", word) for word in argv]
     try:
         parsed = parser.instantiate(parser.parse_args(argv))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
@@ -107,7 +112,7 @@ def parse(
         return Options(
             run=run,
             section=getattr(parsed, section),
-            extra={name: getattr(parsed, name.replace("-", "_")) for name in extra or {}},
+            extra={name: getattr(parsed, flag.replace("-", "_")) for name, flag in flags.items()},
             dry_run=parsed.dry_run,
         )
     except TailfillError as error:
