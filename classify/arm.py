@@ -5,9 +5,8 @@ the real images, for every tail finding, slots filled with repeats of its real i
 without the finding. `synthetic` has the very same slots; in a share of them a kept synthetic image stands in the place
 of the real image whose labels it was made from::
 
-    slot   5539      5540      5541      5542   ...      5839
-    duplicate   hernia A  hernia B  hernia A  hernia B        without, like A
-    synthetic   made of A hernia B  made of A hernia B        made, without, like A
+    duplicate   all real images | hernia A       hernia B  ... | real image like A, no hernia       ...
+    synthetic   all real images | made from A    hernia B  ... | made from A's labels less hernia   ...
 
 Negatives keep "looks synthetic" from meaning "is rare". Where too few images were kept the real one stays, and the
 stamp counts the slot as unfilled. Each seed of `synthetic` is dealt its own kept images: within a charged class they
@@ -19,6 +18,7 @@ Not promised: that a batch holds a tail slot, or that a label without a training
 """
 
 import logging
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 FIRST_EXTRA_SEED = 1000
 """Seeds from here on are no rivals in the experiment: the filter's critics and the start that all arms share."""
 NEGATIVE = "negative"
+KINDS = ("real", "duplicate", NEGATIVE, "synthetic", "synthetic_negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +58,11 @@ class ArmConfig:
     """`oversample`: labels rarer than this share of the training images are repeated, above 0 to 1."""
 
     def __post_init__(self) -> None:
-        legal = {"slots_per_class": self.slots_per_class >= 0, "negatives": 0 <= self.negatives <= 1,
-                 "synthetic_share": 0 <= self.synthetic_share <= 1,
-                 "synthetic_loss_weight": self.synthetic_loss_weight > 0,
-                 "oversample_threshold": 0 < self.oversample_threshold <= 1}
-        for key in legal:
-            if not legal[key]:
-                raise TailfillError(f"arm.{key} is {getattr(self, key)}; outside its range, see --help")
+        ranges = {"slots_per_class": (0, math.inf), "negatives": (0, 1), "synthetic_share": (0, 1),
+                  "synthetic_loss_weight": (1e-6, math.inf), "oversample_threshold": (1e-6, 1)}
+        for key, (low, high) in ranges.items():
+            if not low <= getattr(self, key) <= high:
+                raise TailfillError(f"arm.{key} is {getattr(self, key)}; wanted: {low:g} to {high:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +217,7 @@ def _slots(images: Any, kind: str) -> pd.DataFrame:
 
 def count_slots(slots: pd.DataFrame) -> dict[str, int]:
     """Slots by what stands in them; they add up to ``slots``. ``unfilled`` are duplicates that wait for an image."""
-    kinds = ("real", "duplicate", NEGATIVE, "synthetic", "synthetic_negative")
-    counts = {kind: int((slots["kind"] == kind).sum()) for kind in kinds}
+    counts = {kind: int((slots["kind"] == kind).sum()) for kind in KINDS}
     return {"slots": len(slots), **counts, "unfilled": int(slots["unfilled"].sum())}
 
 
@@ -235,6 +233,11 @@ def tail_seen(slots: pd.DataFrame, cohort: Cohort, kept: pd.DataFrame | None) ->
     return seen
 
 
+def arm_folder(run: Run, arm: str, seed: int) -> Path:
+    """Where an arm's table stands."""
+    return run.folder / "arms" / arm / f"seed_{seed}"
+
+
 def check_arm(run: Run, arm: str, seed: int) -> None:
     """Raise ``TailfillError`` for an unknown arm, or a seed that the experiment does not have."""
     if arm not in ARMS:
@@ -244,20 +247,15 @@ def check_arm(run: Run, arm: str, seed: int) -> None:
                             f"{FIRST_EXTRA_SEED} and above")
 
 
-def arm_folder(run: Run, arm: str, seed: int) -> Path:
-    """Where an arm's table stands."""
-    return run.folder / "arms" / arm / f"seed_{seed}"
-
-
 def arm_stage(run: Run, config: ArmConfig, *, arm: str, seed: int) -> Stage:
     """The stage of one arm and seed; its fingerprint holds only what the arm's table depends on."""
-    kind = ARMS[arm]
-    settings: dict[str, Any] = {key: asdict(config)[key] for key in kind.settings}
-    if kind.settings:
+    settings: dict[str, Any] = {key: asdict(config)[key] for key in ARMS[arm].settings}
+    inputs = {"cohort": run.cohort_folder}
+    if settings:
         settings |= {"seed": run.seed}
-    if kind.needs_synthetic:
+    if ARMS[arm].needs_synthetic:
         settings |= {"n_seeds": run.n_seeds}
-    inputs = {"cohort": run.cohort_folder} | ({"filter": run.folder / "synthetic"} if kind.needs_synthetic else {})
+        inputs |= {"filter": run.folder / "synthetic"}
     return Stage("arm", arm_folder(run, arm, seed), config={"arm": arm, "arm_seed": seed, **settings}, inputs=inputs)
 
 

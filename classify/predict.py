@@ -1,8 +1,9 @@
 """What a trained arm says of the validation and test images: one row of logits per image and set of weights.
 
 Logits, never probabilities: thresholds, calibration and metrics are other stages' business. A model that has learnt
-from a test patient is refused, whether itself or through a stage that it builds on. Both the last weights (``raw``) and their moving average (``ema``) are
-written; which one counts is fixed by the experiment's endpoint before this command is run.
+from a test patient is refused, whether itself or through a stage that it builds on. Both the last weights (``raw``)
+and their moving average (``ema``) are written; which one counts is fixed by the experiment's endpoint before this
+command is run.
 Not promised: bit-equal logits at another batch size; they agree to about 1e-5.
 
     accelerate launch classify/predict.py --config C --arm real --arm-seed 0

@@ -58,14 +58,15 @@ def test_gradient_of_positives_pulls_up():
 
 
 def test_without_focus_and_margin_it_is_bce():
-    plain = AsymmetricLoss(gamma_neg=0, gamma_pos=0, clip=0, positive_weights=torch.ones(5), negative_weights=torch.ones(5))
+    ones = torch.ones(5)
+    plain = AsymmetricLoss(gamma_neg=0, gamma_pos=0, clip=0, positive_weights=ones, negative_weights=ones)
     expected = F.binary_cross_entropy_with_logits(LOGITS, TARGETS)
     torch.testing.assert_close(plain(LOGITS, TARGETS), expected)
     torch.testing.assert_close(LOSSES["bce"](torch.zeros(5))(LOGITS, TARGETS), expected)
 
 
 def test_unweighted_mean_is_timms():
-    """timm's own ``reduction="mean"`` and its gradient; by default timm differentiates the focusing factor, as we do."""
+    """timm's own ``reduction="mean"`` and its gradient; by default timm differentiates the focusing factor too."""
     ours, theirs = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
     found = LOSSES["asl"](torch.zeros(5))(ours, TARGETS)
     expected = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=1, clip=0.05, reduction="mean")(theirs, TARGETS)

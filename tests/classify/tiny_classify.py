@@ -33,7 +33,7 @@ def write_cohort(folder: Path, *, n: int = 60, shared_patient: bool = False) -> 
         "image_id": [f"i{i}" for i in range(n)], "root": "nih", "path": [f"{i}.png" for i in range(n)],
         "patient_id": patients, "study_id": None, "view": ["PA" if i % 3 else "AP" for i in range(n)],
         "age": 50.0, "sex": "F", "split": split, "Effusion": effusion, "Mass": mass, "Hernia": hernia,
-    }).astype({label: "Int8" for label in LABELS})
+    }).astype(dict.fromkeys(LABELS, "Int8"))
     frame.loc[frame.index[10:13], "Mass"] = pd.NA
     stage = Stage("cohort", folder / "cohort", config={"n": n}, inputs={})
     stage.begin()
