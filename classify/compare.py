@@ -1,0 +1,240 @@
+"""What did each arm buy, and how sure is that? Metrics, paired crossed intervals, and one verdict.
+
+Every arm and seed has predicted the same validation and test images; they are checked against the cohort, not trusted.
+One set of patient resamples is shared by all arms, seeds, classes and metrics (``classify.intervals``). Only the test
+split and the endpoint's weights enter the comparison; the validation split gives F1 its thresholds. Written are
+
+    comparison.parquet   class or group x metric x arm (value) and pair of arms (delta); p is Holm's over the classes of
+                         one pair and metric, and plain for a group; intervals are 95 %, not adjusted
+    intervals.parquet    the same rows with the parts of each interval, plain p, and draws that lost a class
+    metrics.parquet      arm, seed, weights, split, class or group, metric
+    seeds.parquet        the paired delta of each seed
+    thresholds.parquet   the logit from which on F1 predicts a finding, and its optimistic F1 on validation
+    reliability.parquet  the calibration bins of each class
+
+and the verdict in the stamp's ``extra``. If RUN/endpoint.json exists, endpoint, arms, seeds and margins must be those
+that it fixed. Not promised: the spread between generators, or that labels are right.
+
+    python -m classify.compare --config C
+"""
+
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from classify.intervals import patient_draws
+from classify.measuring import (
+    Scored,
+    choose_thresholds,
+    groups_of,
+    metric_rows,
+    read_scored,
+    reliability_rows,
+    resample,
+)
+from classify.metrics import HIGHER_IS_BETTER, metrics_schema
+from classify.pairing import Comparison, compare_arms
+from classify.verdict import Case, judge, thin_classes
+from cohort.config import Run, parse
+from cohort.errors import TailfillError, nearest, run_command
+from cohort.stage import Stage, hash_bytes, require
+from cohort.tables import Cohort, comparison_schema, load_cohort, write_table
+
+log = logging.getLogger(__name__)
+
+GROUPS = ("head", "medium", "tail", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """The one delta that decides, fixed before any test prediction exists."""
+
+    metric: str = "AP"
+    """AP, AUROC or F1."""
+    group: str = "tail"
+    """head, medium, tail or all."""
+    arm: str = "synthetic"
+    """The arm that has to prove itself."""
+    rival: str = "duplicate"
+    """The arm that it is measured against."""
+    weights: str = "ema"
+    """Weights that every comparison uses: raw or ema."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margins:
+    """Differences that count as none, in units of the endpoint's metric; each above 0 to 1."""
+
+    head: float = 0.01
+    """Loss tolerated in the head group; .01 is about what CXR-LT's whole test set can resolve."""
+    medium: float = 0.01
+    """Loss tolerated in the medium group."""
+    no_difference: float = 0.02
+    """Endpoint's margin for "no difference", both ways."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """How arms are compared."""
+
+    n_draws: int = 2000
+    """Patient resamples, 100 or more; 2,000 give a standard error to 2 %."""
+    endpoint: Endpoint = Endpoint()
+    """The primary endpoint."""
+    margins: Margins = Margins()
+    """Margins for the guards and for "no difference"."""
+    pairs: list[tuple[str, str]] | None = None
+    """(arm, rival) pairs; default: each arm against real, the endpoint's arm against each other, and the oracle, if
+    there, against the endpoint's rival. The endpoint's pair is always compared."""
+
+    def __post_init__(self) -> None:
+        legal = {"metric": HIGHER_IS_BETTER, "group": GROUPS, "weights": ("raw", "ema")}
+        for key, values in legal.items():
+            value = getattr(self.endpoint, key)
+            if value not in values:
+                raise TailfillError(f"compare.endpoint.{key} is '{value}'; wanted: {', '.join(values)}")
+        if self.endpoint.arm == self.endpoint.rival:
+            raise TailfillError(f"compare.endpoint.rival is '{self.endpoint.rival}', the arm itself; wanted: another")
+        for margin in fields(self.margins):
+            if not 0 < getattr(self.margins, margin.name) <= 1:
+                raise TailfillError(f"compare.margins.{margin.name} is {getattr(self.margins, margin.name)}; "
+                                    "wanted: above 0, at most 1")
+        if self.n_draws < 100:
+            raise TailfillError(f"compare.n_draws is {self.n_draws}; wanted: 100 or more")
+
+
+def registration(run: Run, config: CompareConfig) -> dict[str, Any]:
+    """What RUN/endpoint.json holds: endpoint, arms, n_seeds and margins, and the sha256 of these four."""
+    fixed = {"endpoint": asdict(config.endpoint), "arms": list(run.arms), "n_seeds": run.n_seeds,
+             "margins": asdict(config.margins)}
+    return fixed | {"sha256": hash_bytes(json.dumps(fixed, sort_keys=True).encode())}
+
+
+def check_registration(file: Path, run: Run, config: CompareConfig) -> bool:
+    """Whether ``file`` fixed the endpoint beforehand; raises ``TailfillError`` naming the key that differs from it."""
+    if not file.is_file():
+        return False
+    try:
+        fixed = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TailfillError(f"{file}: is no readable JSON: {error}") from error
+    if not isinstance(fixed, dict):
+        raise TailfillError(f"{file}: holds {type(fixed).__name__}; wanted: a mapping")
+    wanted = registration(run, config)
+    for key, now in wanted.items():
+        then = fixed.get(key)
+        if isinstance(now, dict) and isinstance(then, dict):
+            for name in sorted(now.keys() | then.keys()):
+                if now.get(name) != then.get(name):
+                    raise TailfillError(f"{file}: {key}.{name} was fixed as {then.get(name)!r}, now {now.get(name)!r}")
+        elif then != now:
+            raise TailfillError(f"{file}: {key} was fixed as {then!r}, now {now!r}")
+    return True
+
+
+def pairs_of(run: Run, config: CompareConfig) -> list[tuple[str, str]]:
+    """The (arm, rival) pairs to compare; raises ``TailfillError`` for an arm that the experiment does not have."""
+    end = config.endpoint
+    for key, arm in (("arm", end.arm), ("rival", end.rival)):
+        if arm not in run.arms:
+            raise TailfillError(f"compare.endpoint.{key} is '{arm}', no arm of this run{nearest(arm, list(run.arms))}")
+    chosen = [(str(arm), str(rival)) for arm, rival in config.pairs] if config.pairs is not None else [
+        *((arm, "real") for arm in run.arms if "real" in run.arms),
+        *((end.arm, rival) for rival in run.arms),
+        *(("oracle", end.rival) for arm in run.arms if arm == "oracle"),
+    ]
+    for arm in (arm for pair in chosen for arm in pair):
+        if arm not in run.arms:
+            raise TailfillError(f"compare.pairs names '{arm}', no arm of this run{nearest(arm, list(run.arms))}")
+    return [pair for pair in dict.fromkeys([(end.arm, end.rival), *chosen]) if pair[0] != pair[1]]
+
+
+def prediction_folders(run: Run) -> dict[tuple[str, int], Path]:
+    """The folder of each arm and seed; raises ``TailfillError`` for the first that is not complete."""
+    folders = {(arm, seed): run.folder / "predictions" / arm / f"seed_{seed}"
+               for arm in run.arms for seed in range(run.n_seeds)}
+    for folder in folders.values():
+        require(folder, "predict")
+    return folders
+
+
+def decide_verdict(compared: Comparison, cohort: Cohort, config: CompareConfig, *, n_seeds: int,
+                   preregistered: bool) -> dict[str, Any]:
+    """The verdict on the endpoint from what was compared."""
+    end = config.endpoint
+    key = {"arm": end.arm, "rival": end.rival, "metric": end.metric}
+    members = cohort.labels if end.group == "all" else cohort.in_group(end.group)
+    case = Case(
+        endpoint=asdict(end), interval=compared.interval(label=end.group, **key), margin=config.margins.no_difference,
+        guards={group: (compared.interval(label=group, **key), getattr(config.margins, group))
+                for group in ("head", "medium") if group != end.group},
+        positive_patients={label: compared.support[label][1] for label in members},
+        n_patients=compared.support[end.group][1], n_seeds=n_seeds, preregistered=preregistered,
+        oracle=compared.interval(arm="oracle", rival=end.rival, metric=end.metric, label=end.group)
+        if ("oracle", end.rival) in compared.pairs else None,
+    )
+    kept = [label for label in members if label not in thin_classes(case)]
+    supported = compared.over(kept, **key) if kept and len(kept) < len(members) else None
+    return judge(Case(**{f.name: getattr(case, f.name) for f in fields(Case)} | {"supported": supported}))
+
+
+def write_tables(stage: Stage, scored: dict[str, Scored], cohort: Cohort, compared: Comparison) -> list[str]:
+    """Write every table; returns their names, the main one first."""
+    tables = {
+        "intervals.parquet": compared.rows, "seeds.parquet": compared.seeds,
+        "thresholds.parquet": choose_thresholds(scored["val"], cohort.labels),
+        "reliability.parquet": reliability_rows(scored["test"], cohort.labels),
+    }
+    schema = comparison_schema()
+    write_table(compared.rows[list(schema.columns)], stage.folder / "comparison.parquet", schema)
+    write_table(metric_rows(scored, cohort), stage.folder / "metrics.parquet", metrics_schema())
+    for name, table in tables.items():
+        write_table(table, stage.folder / name)
+    return ["comparison.parquet", "metrics.parquet", *tables]
+
+
+def main() -> None:
+    """Read all predictions, compare, judge, write."""
+    options = parse("compare", CompareConfig, doc=__doc__)
+    run, config = options.run, options.section
+    pairs = pairs_of(run, config)
+    cohort = load_cohort(run.cohort_folder)
+    file = run.folder / "endpoint.json"
+    preregistered = check_registration(file, run, config)
+    folders = prediction_folders(run)
+    stage = Stage(
+        "compare", run.folder / "comparison",
+        config={**asdict(config), "arms": run.arms, "n_seeds": run.n_seeds, "seed": run.seed},
+        inputs={"cohort": run.cohort_folder, **({"endpoint": file} if preregistered else {}),
+                **{f"predict {arm} seed {seed}": folder for (arm, seed), folder in folders.items()}},
+    )
+    if options.dry_run:
+        sys.stdout.write(stage.describe(pairs=pairs, preregistered=preregistered) + "\n")
+        return
+    if stage.is_complete():
+        log.info("compare: complete, nothing to do")
+        return
+    scored = read_scored(folders, cohort, weights=config.endpoint.weights)
+    stage.begin()
+    draws = patient_draws(scored["test"].n_patients, config.n_draws, np.random.default_rng(run.seed))
+    values, resampled = resample(scored, cohort, run, weights=config.endpoint.weights, draws=draws)
+    compared = compare_arms(values=values, resampled=resampled, scored=scored["test"], arms=run.arms, pairs=pairs,
+                            labels=cohort.labels, groups=groups_of(cohort))
+    verdict = decide_verdict(compared, cohort, config, n_seeds=run.n_seeds, preregistered=preregistered)
+    outputs = write_tables(stage, scored, cohort, compared)
+    null = int(pd.isna(compared.rows["ci_low"]).sum())
+    stage.finish(outputs=outputs, counts={"rows": len(compared.rows), "with_interval": len(compared.rows) - null,
+                                          "without_interval": null, "test_images": len(scored["test"].patients)},
+                 extra={"verdict": verdict, "preregistered": preregistered, "pairs": pairs,
+                        "f1_threshold": "highest F1 on validation", "p": "Holm over classes; plain for groups"})
+    sys.stdout.write("\n".join(verdict["sentences"]) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)

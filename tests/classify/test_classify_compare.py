@@ -1,0 +1,284 @@
+"""The compare command on made-up predictions: tables, checks, registration, verdict."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from classify.compare import CompareConfig, Endpoint, Margins, check_registration, main, pairs_of, registration
+from classify.metrics import METRICS, metrics_schema
+from cohort.config import Run
+from cohort.errors import TailfillError, run_command
+from cohort.stage import Stage
+from cohort.tables import cohort_schema, comparison_schema, predictions_schema, read_table, write_table
+
+GROUPS = {"Effusion": "head", "Nodule": "medium", "Edema": "tail", "Hernia": "tail", "Fibrosis": "tail"}
+PREVALENCE = {"Effusion": 0.4, "Nodule": 0.3, "Edema": 0.25, "Hernia": 0.2, "Fibrosis": 0.0}
+LABELS = list(GROUPS)
+ARMS = ("real", "oversample", "duplicate", "synthetic")
+
+
+@dataclass
+class Fake:
+    """A run folder with a cohort; ``predict`` adds predictions, ``compare`` runs the command."""
+
+    run: Path
+    frame: pd.DataFrame
+    arms: tuple[str, ...] = ARMS
+    n_seeds: int = 3
+
+    def predictions(self, arm: str, seed: int, *, gain: float = 0.0) -> pd.DataFrame:
+        """Logits that know a little of the labels, and ``gain`` more of the tail; raw and ema."""
+        rng = np.random.default_rng([ARMS.index(arm), seed])
+        truth = self.frame[LABELS].to_numpy(dtype=float, na_value=0.0)
+        parts = []
+        for weights in ("raw", "ema"):
+            part = self.frame.assign(fold=0, arm=arm, seed=seed, weights=weights)
+            for at, label in enumerate(LABELS):
+                help_ = 1.0 + gain * (GROUPS[label] == "tail")
+                part[f"logit_{label}"] = (help_ * truth[:, at] - 1 + 0.7 * rng.normal(size=len(part))).astype("float32")
+            parts.append(part[list(predictions_schema(LABELS).columns)])
+        return pd.concat(parts, ignore_index=True)
+
+    def predict(self, *, gain: float = 0.0, change=None) -> "Fake":
+        """Write every arm's and seed's folder; ``change(frame, arm, seed)`` may spoil one."""
+        for arm in self.arms:
+            for seed in range(self.n_seeds):
+                frame = self.predictions(arm, seed, gain=gain if arm == "synthetic" else 0.0)
+                if change is not None:
+                    frame = change(frame, arm, seed)
+                stage = Stage("predict", self.run / "predictions" / arm / f"seed_{seed}", config={}, inputs={})
+                stage.begin()
+                write_table(frame, stage.folder / "predictions.parquet", predictions_schema(LABELS))
+                stage.finish(outputs=["predictions.parquet"], counts={"rows": len(frame)})
+        return self
+
+    def compare(self, monkeypatch, *flags: str) -> dict:
+        """Run the command; returns the stamp."""
+        argv = ["compare", "--run", str(self.run), "--arms", json.dumps(self.arms), "--n_seeds", str(self.n_seeds),
+                "--compare.n_draws", "120", *flags]
+        monkeypatch.setattr(sys, "argv", argv)
+        run_command(main)
+        return json.loads((self.run / "comparison" / "_stage.json").read_text())
+
+    def table(self, name: str) -> pd.DataFrame:
+        return read_table(self.run / "comparison" / f"{name}.parquet")
+
+
+@pytest.fixture
+def fake(tmp_path) -> Fake:
+    """120 test and 40 validation patients with two images each; unknown labels; Fibrosis never occurs."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(160), 2)
+    frame = pd.DataFrame({
+        "image_id": [f"i{n:04}" for n in range(320)], "root": "r", "path": "x.png",
+        "patient_id": [f"p{n}" for n in patients], "study_id": None, "view": "PA", "age": 50.0, "sex": "F",
+        "split": np.where(patients < 120, "test", "val"),
+    })
+    for label in LABELS:
+        frame[label] = pd.array((rng.random(320) < PREVALENCE[label]).astype(int), dtype="Int8")
+    frame.loc[frame.index % 17 == 0, "Nodule"] = pd.NA
+    stage = Stage("prepare", tmp_path / "run" / "cohort", config={}, inputs={})
+    stage.begin()
+    write_table(frame, stage.folder / "cohort.parquet", cohort_schema(LABELS))
+    stage.finish(outputs=["cohort.parquet"], counts={},
+                 extra={"labels": LABELS, "groups": GROUPS, "roots": {"r": "."}, "salt": "s"})
+    return Fake(run=tmp_path / "run", frame=frame)
+
+
+def test_tables_are_complete_and_agree_with_scikit_learn(fake, monkeypatch):
+    stamp = fake.predict(gain=2.0).compare(monkeypatch)
+    comparison, metrics = fake.table("comparison"), fake.table("metrics")
+    comparison_schema().validate(comparison)
+    metrics_schema().validate(metrics)
+    pairs = [tuple(pair) for pair in stamp["extra"]["pairs"]]
+    assert set(pairs) == {("oversample", "real"), ("duplicate", "real"), ("synthetic", "real"),
+                          ("synthetic", "oversample"), ("synthetic", "duplicate")}
+    n_rows = len(METRICS) * (len(LABELS) + 4)
+    assert len(comparison) == n_rows * (len(ARMS) + len(pairs)) == stamp["counts"]["rows"]
+    assert len(metrics) == n_rows * len(ARMS) * 3 * 2 * 2
+    test = fake.predictions("duplicate", 1).query("split == 'test' and weights == 'ema'")
+    known = test["Nodule"].notna()
+    y, z = test.loc[known, "Nodule"].astype(int), test.loc[known, "logit_Nodule"]
+    for metric, function in (("AP", average_precision_score), ("AUROC", roc_auc_score)):
+        found = metrics.query("arm == 'duplicate' and seed == 1 and weights == 'ema' and split == 'test' and "
+                              f"label == 'Nodule' and metric == '{metric}'")
+        assert found["value"].item() == pytest.approx(function(y, z), abs=1e-12)
+    thresholds = fake.table("thresholds")
+    assert set(thresholds.loc[thresholds["threshold"].isna(), "label"]) == {"Fibrosis"}
+
+
+def test_deltas_and_groups_add_up(fake, monkeypatch):
+    fake.predict(gain=2.0).compare(monkeypatch)
+    table = fake.table("comparison").query("metric == 'AP'").set_index(["arm", "rival", "label"]).sort_index()
+    pair = table.loc[("synthetic", "duplicate")]
+    assert pair.loc["tail", "delta"] == pytest.approx(pair.loc[["Edema", "Hernia"], "delta"].mean())
+    assert (pair["delta"] - (pair["value"] - pair["rival_value"])).abs().max() < 1e-12
+    seeds = fake.table("seeds").query("arm == 'synthetic' and rival == 'duplicate' and metric == 'AP'")
+    means = seeds.groupby("label")["delta"].mean()
+    assert (means.drop("Fibrosis") - pair["delta"].drop("Fibrosis")).abs().max() < 1e-12
+    intervals = fake.table("intervals").query("arm == 'synthetic' and rival == 'duplicate' and metric == 'AP'")
+    assert intervals.set_index("label").loc["tail", "n_classes"] == 2
+    family = intervals[intervals["label"].isin(LABELS)].dropna(subset="p_plain")
+    assert (family["p"] >= family["p_plain"]).all()
+    assert family["p"].min() == pytest.approx(len(family) * family["p_plain"].min())
+
+
+def test_undefined_is_null_with_a_reason_in_every_arm_alike(fake, monkeypatch):
+    fake.predict().compare(monkeypatch)
+    for name in ("comparison", "metrics"):
+        table = fake.table(name).query("label == 'Fibrosis' and metric in ['AP', 'AUROC', 'F1']")
+        assert table["value"].isna().all()
+        assert table["reason"].notna().all()
+    table = fake.table("comparison")
+    assert not (table["ci_low"].isna() & table["reason"].isna()).any()
+    assert (table.query("label == 'Fibrosis'")["n_positive_patients"] == 0).all()
+
+
+def test_few_positive_patients_get_no_interval_and_no_verdict(fake, monkeypatch):
+    few = fake.frame["patient_id"].isin([f"p{n}" for n in range(9)] + [f"p{n}" for n in range(120, 130)])
+    fake.frame["Hernia"] = few.astype("Int8")
+    fake.frame["Fibrosis"] = fake.frame["Edema"]
+    spoil_cohort(fake)
+    verdict = fake.predict(gain=2.0).compare(monkeypatch)["extra"]["verdict"]
+    table = fake.table("comparison").query("label == 'Hernia'")
+    assert table["ci_low"].isna().all()
+    assert set(table["reason"]) == {"fewer than 10 positive patients"}
+    assert verdict["verdict"] == "cannot say (too few positives)"
+    assert verdict["thin_classes"] == {"Hernia": 9}
+    assert verdict["supported"]["ci_low"] is not None
+
+
+def spoil_cohort(fake: Fake) -> None:
+    """Write the cohort's folder anew from the changed frame."""
+    folder = fake.run / "cohort"
+    for file in folder.iterdir():
+        file.unlink()
+    stage = Stage("prepare", folder, config={}, inputs={})
+    stage.begin()
+    write_table(fake.frame, folder / "cohort.parquet", cohort_schema(LABELS))
+    stage.finish(outputs=["cohort.parquet"], counts={},
+                 extra={"labels": LABELS, "groups": GROUPS, "roots": {"r": "."}, "salt": "s"})
+
+
+def test_verdict_finds_a_large_gain_and_no_gain(fake, monkeypatch):
+    fake.frame["Fibrosis"] = fake.frame["Edema"]
+    spoil_cohort(fake)
+    verdict = fake.predict(gain=3.0).compare(monkeypatch)["extra"]["verdict"]
+    assert verdict["verdict"] == "helps"
+    assert verdict["numbers"]["ci_low"] > 0
+    assert set(verdict["guards"]) == {"head", "medium"}
+    assert verdict["preregistered"] is False
+    assert json.loads((fake.run / "comparison" / "_stage.json").read_text())["extra"]["preregistered"] is False
+
+
+def test_identical_arms_differ_by_exactly_nothing(fake, monkeypatch):
+    def same(frame, arm, seed):
+        return fake.predictions("real", seed).assign(arm=arm)
+
+    fake.predict(change=same).compare(monkeypatch)
+    deltas = fake.table("comparison").dropna(subset=["rival", "ci_low"])
+    assert len(deltas) > 0
+    assert (deltas[["delta", "ci_low", "ci_high"]] == 0).all(axis=None)
+
+
+def test_order_of_rows_does_not_matter(fake, monkeypatch, tmp_path):
+    fake.predict().compare(monkeypatch)
+    other = Fake(run=tmp_path / "other", frame=fake.frame)
+    (tmp_path / "other").mkdir()
+    (fake.run / "cohort").rename(other.run / "cohort")
+    other.predict(change=lambda frame, arm, seed: frame.sample(frac=1, random_state=seed)).compare(monkeypatch)
+    pd.testing.assert_frame_equal(fake.table("intervals"), other.table("intervals"), check_exact=True)
+
+
+def swap_labels(frame):
+    frame["Edema"] = 1 - frame["Edema"]
+    return frame
+
+
+@pytest.mark.parametrize(("spoil", "words"), [
+    (lambda f: f[f["image_id"] != "i0005"], "lacks 1 images, such as 'i0005'"),
+    (lambda f: f.assign(image_id=f["image_id"].replace("i0005", "new")), "lacks 1 images, such as 'i0005'"),
+    (lambda f: f.assign(patient_id=f["patient_id"].replace("p3", "p4")), "'i0006' has another patient"),
+    (swap_labels, "label 'Edema' differs"),
+    (lambda f: f.assign(arm="real"), "holds predictions of arm ['real']"),
+    (lambda f: f[f["weights"] == "raw"], "no predictions by 'ema' weights"),
+    (lambda f: pd.concat([f, f.head(1).assign(fold=1)]), "is predicted more than once"),
+    (lambda f: f[f["split"] == "test"], "split val: lacks 80 images"),
+])
+def test_predictions_that_are_not_the_cohorts_are_refused(fake, monkeypatch, capsys, spoil, words):
+    fake.predict(change=lambda frame, arm, seed: spoil(frame) if (arm, seed) == ("synthetic", 2) else frame)
+    with pytest.raises(SystemExit) as error:
+        fake.compare(monkeypatch)
+    assert error.value.code == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in message
+    assert "seed_2" in message
+    assert not (fake.run / "comparison").exists()
+
+
+def test_an_incomplete_arm_is_refused_with_its_command(fake, monkeypatch, capsys):
+    fake.predict()
+    (fake.run / "predictions" / "oversample" / "seed_1" / "_stage.json").unlink()
+    with pytest.raises(SystemExit):
+        fake.compare(monkeypatch)
+    message = capsys.readouterr().err
+    assert "oversample/seed_1" in message
+    assert "classify/predict.py" in message
+
+
+def test_registration_is_kept(fake, monkeypatch, capsys):
+    fake.predict()
+    run, config = Run(run=str(fake.run), arms=ARMS), CompareConfig()
+    file = fake.run / "endpoint.json"
+    file.write_text(json.dumps(registration(run, config)))
+    assert check_registration(file, run, config)
+    for other, words in ((("--compare.endpoint.metric", "AUROC"), "endpoint.metric was fixed as 'AP', now 'AUROC'"),
+                         (("--compare.margins.no_difference", "0.03"), "margins.no_difference was fixed as 0.02"),
+                         (("--n_seeds", "2"), "n_seeds was fixed as 3, now 2")):
+        with pytest.raises(SystemExit):
+            fake.compare(monkeypatch, *other)
+        assert words in capsys.readouterr().err
+    assert fake.compare(monkeypatch)["extra"]["preregistered"] is True
+    file.write_text(json.dumps(registration(run, config) | {"sha256": "0"}))
+    with pytest.raises(TailfillError, match="sha256"):
+        check_registration(file, run, config)
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: CompareConfig(n_draws=10), "compare.n_draws is 10"),
+    (lambda: CompareConfig(endpoint=Endpoint(metric="ECE")), "compare.endpoint.metric is 'ECE'"),
+    (lambda: CompareConfig(endpoint=Endpoint(group="rare")), "compare.endpoint.group is 'rare'"),
+    (lambda: CompareConfig(endpoint=Endpoint(rival="synthetic")), "the arm itself"),
+    (lambda: CompareConfig(margins=Margins(head=0)), "compare.margins.head is 0"),
+    (lambda: pairs_of(Run(run="x", arms=("real", "duplicate")), CompareConfig()), "did you mean|no arm of this run"),
+    (lambda: pairs_of(Run(run="x"), CompareConfig(pairs=[("sintetic", "real")])), "did you mean 'synthetic'"),
+])
+def test_bad_settings_are_named(make, words):
+    with pytest.raises(TailfillError, match=words):
+        make()
+
+
+def test_explicit_pairs_keep_the_endpoints(fake, monkeypatch):
+    stamp = fake.predict().compare(monkeypatch, "--compare.pairs", '[["oversample", "real"]]')
+    assert stamp["extra"]["pairs"] == [["synthetic", "duplicate"], ["oversample", "real"]]
+
+
+def test_one_seed_has_no_interval(fake, monkeypatch):
+    fake.n_seeds = 1
+    verdict = fake.predict(gain=2.0).compare(monkeypatch)["extra"]["verdict"]
+    assert verdict["verdict"] == "cannot say (too few seeds)"
+    assert fake.table("comparison")["ci_low"].isna().all()
+
+
+def test_a_second_run_does_nothing_and_other_settings_are_refused(fake, monkeypatch, capsys):
+    first = fake.predict().compare(monkeypatch)
+    assert fake.compare(monkeypatch)["output_hash"] == first["output_hash"]
+    with pytest.raises(SystemExit):
+        fake.compare(monkeypatch, "--compare.endpoint.weights", "raw")
+    assert "endpoint.weights" in capsys.readouterr().err
