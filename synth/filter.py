@@ -1,0 +1,241 @@
+"""Keep or drop each generated image, for a stated reason, and say how close the sets are to real images.
+
+::
+
+    accelerate launch synth/filter.py --config configs/nih128.yaml
+    python -m synth.filter --config C --explain 0f3a96c1d2e4b587
+
+Written are, in ``RUN/synthetic``:
+
+    synthetic.parquet    every image made: the cohort's columns, one margin per rule (>= 0 passes; null where the rule
+                         did not judge the image), keep, and the first failing rule as reason
+    scores.parquet       every image x criterion: score, threshold, and whether it passed
+    thresholds.parquet   every criterion: threshold, its source, the positives behind it, or why it does not judge
+    fidelity.parquet     FID and KID of the images made and kept against real train images, with the real floor
+    patients.parquet     whose images thresholds, critic and generator have learnt from
+
+Images that failed to generate are counted and are no rows here. The labels are those asked for: a kept image is one
+that the critic does not contradict, not one that a radiologist has read. Each image is decoded once; all of them are
+held in memory. One process does the work; further ones of a launch have nothing to do.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from cohort.config import Run, parse
+from cohort.errors import TailfillError, run_command
+from cohort.pixels import load_images, read_grey
+from cohort.provenance import FILE, check_no_overlap, write_patients
+from cohort.stage import Stage, hash_file, read_stamp, verify
+from cohort.tables import (
+    Cohort,
+    images_schema,
+    load_cohort,
+    plan_schema,
+    read_table,
+    synthetic_schema,
+    write_table,
+)
+from synth.critic import critic_folders, load_critic
+from synth.encoders import check_encoder, make_encoder
+from synth.fidelity import measure_sets
+from synth.rules import NEGATIVE, RULES, Evidence, RealImages, apply_rules, check_rules
+from synth.verdicts import decide, explain, list_scores, list_thresholds
+
+log = logging.getLogger(__name__)
+
+RANDOM_STREAM = 5
+"""Set apart from the other stages' draws under the experiment's seed."""
+OUTPUTS = ["synthetic.parquet", "scores.parquet", "thresholds.parquet", "fidelity.parquet", FILE]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """What judges the images, and how strictly."""
+
+    encoder: str = "efficientnet_lite0"
+    """Space in which fidelity is measured; a name in synth/encoders.py, never the critic."""
+    critic_seeds: tuple[int, ...] = (1000,)
+    """Seeds (1000 or more) of arm `real` whose mean logit is the critic's; read only if a rule needs the critic."""
+    rules: dict[str, dict[str, float] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
+    """Rules in the order in which they give the reason, each with its settings (null: defaults); see synth/rules.py."""
+    fidelity_n: int = 1000
+    """Images per side at most for FID and KID, 500 or more for FID to exist; larger sets are sampled."""
+    kid_subset: int = 100
+    """Images per side of KID's random subsets at most, 5 or more; half the smallest set where that is less."""
+
+    def __post_init__(self) -> None:
+        check_encoder(self.encoder)
+        check_rules(self.rules)
+        for key, least in (("fidelity_n", 2), ("kid_subset", 5)):
+            if getattr(self, key) < least:
+                raise TailfillError(f"filter.{key} is {getattr(self, key)}; wanted: {least} or more")
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether any rule in use asks the critic."""
+        return any(RULES[name].needs_critic for name in self.rules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the stage reads, checked."""
+
+    cohort: Cohort
+    images: pd.DataFrame
+    """Every row of images.parquet with the plan's columns."""
+    folder: Path
+    """Of the images."""
+    critics: dict[int, Path]
+    learnt: list[Path]
+    """Folders of the stages that learnt from patients: generator and critics."""
+
+    @property
+    def made(self) -> pd.DataFrame:
+        """The rows that have an image."""
+        return self.images[self.images["status"] == "ok"].reset_index(drop=True)
+
+    @property
+    def scarce(self) -> list[str]:
+        """The labels that the plan pays for, in column order."""
+        return [label for label in self.cohort.labels if (self.images["charged_to"] == label).any()]
+
+
+def read_inputs(run: Run, config: FilterConfig) -> Inputs:
+    """Read and check; raises ``TailfillError`` before any pixel is decoded or any model is loaded."""
+    cohort = load_cohort(run.cohort_folder)
+    folder = run.folder / "images"
+    images = read_table(verify(folder, "generate", "images.parquet"), images_schema())
+    plan = read_table(verify(run.folder / "plan", "plan", "plan.parquet"), plan_schema(cohort.labels))
+    unplanned = set(images["sample_id"]) - set(plan["sample_id"])
+    if unplanned:
+        raise TailfillError(f"{folder / 'images.parquet'}: sample_id {min(unplanned)} is not in the plan")
+    critics = critic_folders(run.folder, config.critic_seeds, cohort) if config.needs_critic else {}
+    makers = [Path(entry["path"]) for entry in (read_stamp(folder) or {})["inputs"].values()]
+    makers = [maker for maker in makers if (maker / FILE).is_file()]
+    for maker in makers:
+        check_no_overlap(maker, cohort)
+    joined = images.merge(plan.drop(columns=["seed", "batch"]), on="sample_id", validate="one_to_one")
+    return Inputs(cohort=cohort, images=joined, folder=folder, critics=critics, learnt=[*makers, *critics.values()])
+
+
+def make_stage(run: Run, config: FilterConfig, critics: Mapping[int, Path]) -> Stage:
+    """The stage; its fingerprint holds the rules' order, which decides the reasons."""
+    inputs = {"cohort": run.cohort_folder, "plan": run.folder / "plan", "generate": run.folder / "images"}
+    inputs |= {f"critic_{seed}": folder for seed, folder in critics.items()}
+    settings = asdict(config) | {"rule_order": list(config.rules), "seed": run.seed}
+    return Stage("filter", run.folder / "synthetic", config=settings, inputs=inputs)
+
+
+def read_made(made: pd.DataFrame, folder: Path, *, threads: int) -> np.ndarray:
+    """The pixels of the images made, uint8 (n, size, size), each file hashed and decoded once.
+
+    Raises ``TailfillError`` when sizes differ or are not square, or when a file is not the one that was generated.
+    """
+    sizes = sorted(set(zip(made["height"], made["width"], strict=True)))
+    if len(sizes) != 1 or sizes[0][0] != sizes[0][1]:
+        raise TailfillError(f"{folder / 'images.parquet'}: images of {len(sizes)} sizes ({sizes[:3]}); "
+                            "wanted: square ones of one size")
+    size = int(sizes[0][0])
+
+    def read(row: tuple[str, str]) -> np.ndarray:
+        file, sha256 = folder / row[0], row[1]
+        pixels = read_grey(file, size)
+        if hash_file(file) != sha256:
+            raise TailfillError(f"{file}: was changed after it was generated: its sha256 is not that of images.parquet")
+        return pixels
+
+    with ThreadPoolExecutor(threads) as pool:
+        return np.stack(list(pool.map(read, zip(made["path"], made["sha256"], strict=True))))
+
+
+def gather_evidence(
+    inputs: Inputs, images: np.ndarray, *, run: Run, device: torch.device
+) -> Evidence:
+    """Pixels of the real train images at the generated ones' size, and the critic's logits where it is needed."""
+    cohort, made = inputs.cohort, inputs.made
+    train, val, cache = cohort.split("train"), cohort.split("val"), run.folder / "cache"
+    pixels = load_images(cohort.image_paths(train), images.shape[1], cache, threads=run.threads)
+    logits = val_logits = None
+    if inputs.critics:
+        critic = load_critic(list(inputs.critics.values()), cohort.labels, device=device)
+        log.info("filter: the critic reads %d images and %d of validation", len(images), len(val))
+        logits = critic.logits(images)
+        val_logits = critic.logits_of_files(cohort.image_paths(val), threads=run.threads, cache=cache)
+    return Evidence(
+        images=images, asked=made[cohort.labels], charged_to=made["charged_to"].to_numpy(), scarce=inputs.scarce,
+        logits=logits,
+        train=RealImages(labels=train[cohort.labels], patients=train["patient_id"].to_numpy(), images=pixels),
+        val=RealImages(labels=val[cohort.labels], patients=val["patient_id"].to_numpy(), logits=val_logits),
+    )
+
+
+def count(inputs: Inputs, synthetic: pd.DataFrame, rules: list[str]) -> dict[str, int]:
+    """planned = made + failed, made = kept + dropped; dropped = the sum of dropped_<rule>."""
+    kept = int(synthetic["keep"].sum())
+    return {"planned": len(inputs.images), "made": len(synthetic), "failed": len(inputs.images) - len(synthetic),
+            "kept": kept, "dropped": len(synthetic) - kept,
+            **{f"dropped_{rule}": int((synthetic["reason"] == rule).sum()) for rule in rules}}
+
+
+def filter_images(run: Run, config: FilterConfig, inputs: Inputs, stage: Stage, device: torch.device) -> None:
+    """Judge, measure, write."""
+    stage.begin()
+    cohort, made = inputs.cohort, inputs.made
+    if made.empty:
+        raise TailfillError(f"{inputs.folder / 'images.parquet'}: holds no image with status ok; nothing to filter")
+    images = read_made(made, inputs.folder, threads=run.threads)
+    evidence = gather_evidence(inputs, images, run=run, device=device)
+    verdicts = apply_rules(config.rules, evidence)
+    synthetic = decide(made, cohort, verdicts)
+    fidelity = measure_sets(
+        evidence, keep=synthetic["keep"].to_numpy(dtype=bool), groups=cohort.groups,
+        encoder=make_encoder(config.encoder, device=device), max_n=config.fidelity_n, kid_subset=config.kid_subset,
+        rng=np.random.default_rng([run.seed, RANDOM_STREAM]),
+    )
+    write_table(synthetic, stage.folder / OUTPUTS[0], synthetic_schema(cohort.labels, list(verdicts)))
+    write_table(list_scores(made["sample_id"], verdicts), stage.folder / "scores.parquet")
+    write_table(list_thresholds(verdicts), stage.folder / "thresholds.parquet")
+    write_table(fidelity, stage.folder / "fidelity.parquet")
+    write_patients(stage.folder, cohort.split("train", "val")["patient_id"], salt=cohort.salt, inherited=inputs.learnt)
+    counts = count(inputs, synthetic, list(verdicts))
+    stage.finish(outputs=OUTPUTS, counts=counts, extra={
+        "rules": list(verdicts), "roots": {"synthetic": str(inputs.folder.resolve())}, "scarce": inputs.scarce,
+        "provenance": (read_stamp(inputs.folder) or {})["extra"].get("provenance", "unknown"),
+    })
+    log.info("filter: %s", ", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+def main() -> None:
+    """Parse, check, judge; or explain one image of a finished folder."""
+    options = parse("filter", FilterConfig, doc=__doc__, extra={"explain": (str, None)})
+    run, config = options.run, options.section
+    if options.extra["explain"]:
+        sys.stdout.write(explain(run.folder / "synthetic", options.extra["explain"]))
+        return
+    accelerator = Accelerator()
+    if not accelerator.is_main_process:
+        return
+    torch.set_num_threads(run.threads)
+    inputs = read_inputs(run, config)
+    stage = make_stage(run, config, inputs.critics)
+    if options.dry_run:
+        sys.stdout.write(stage.describe(rows=len(inputs.made), charged_to_negatives=int(
+            (inputs.made["charged_to"] == NEGATIVE).sum()), scarce=inputs.scarce) + "\n")
+    elif stage.is_complete():
+        log.info("filter: complete, nothing to do")
+    else:
+        filter_images(run, config, inputs, stage, accelerator.device)
+
+
+if __name__ == "__main__":
+    run_command(main)
