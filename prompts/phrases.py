@@ -119,7 +119,7 @@ def phrase(
         raise TailfillError(f"prompt: sex is {sex!r}; wanted: one of {', '.join(SEXES)}, or None")
     labels = tuple(sorted(set(labels_present)))
     for short in (False, True):
-        text = _fill(labels, view=view, age=age, sex=sex, variant=variant, short=short)
+        text = _fill(labels, view=view, age=age, sex=sex, variant=variant % N_VARIANTS, short=short)
         if estimated_tokens(text) <= MAX_TOKENS:
             return text
     raise TailfillError(f"prompt of {len(labels)} findings ({', '.join(labels)}): about {estimated_tokens(text)} "
@@ -196,7 +196,7 @@ def _fill(
     image, findings = _image(view, short=short), _findings(labels, variant, short=short)
     article, patient = _person(age, sex)
     person = f"{article} {patient}"
-    return (SHORT_TEMPLATE if short else TEMPLATES[variant % N_VARIANTS]).format(
+    return (SHORT_TEMPLATE if short else TEMPLATES[variant]).format(
         image=image, person=person, patient=patient, findings=findings,
         Image=_capital(image), Person=_capital(person), Findings=_capital(findings),
     )
