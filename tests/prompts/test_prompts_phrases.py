@@ -21,12 +21,13 @@ NIH_14 = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "
           "Infiltration", "Mass", "Nodule", "Pleural Thickening", "Pneumonia", "Pneumothorax"]
 CXR_LT_2024 = [
     "Support Devices", "Lung Opacity", "Cardiomegaly", "Pleural Effusion", "Atelectasis", "Pneumonia", "Edema",
-    "Normal", "Enlarged Cardiomediastinum", "Consolidation", "Pneumothorax", "Fracture", "Infiltration", "Rib Fracture",
-    "Nodule", "Mass", "Calcification of the Aorta", "Hernia", "Emphysema", "Adenopathy", "Tortuous Aorta",
-    "Pleural Thickening", "Granuloma", "Fissure", "Lung Lesion", "Tuberculosis", "Subcutaneous Emphysema", "Pulmonary Embolism", "Fibrosis",
-    "Pulmonary Hypertension", "Kyphosis", "Infarction", "Pneumomediastinum", "Hydropneumothorax", "Pleural Other",
-    "Pneumoperitoneum", "Azygos Lobe", "Round(ed) Atelectasis", "Clavicle Fracture", "Lobar Atelectasis", "Scoliosis",
-    "Hilum", "Osteopenia", "Cardiomyopathy", "Bulla",
+    "Normal", "Enlarged Cardiomediastinum", "Consolidation", "Pneumothorax", "Fracture", "Infiltration",
+    "Rib Fracture", "Nodule", "Mass", "Calcification of the Aorta", "Hernia", "Emphysema", "Adenopathy",
+    "Tortuous Aorta", "Pleural Thickening", "Granuloma", "Fissure", "Lung Lesion", "Tuberculosis",
+    "Subcutaneous Emphysema", "Pulmonary Embolism", "Fibrosis", "Pulmonary Hypertension", "Kyphosis", "Infarction",
+    "Pneumomediastinum", "Hydropneumothorax", "Pleural Other", "Pneumoperitoneum", "Azygos Lobe",
+    "Round(ed) Atelectasis", "Clavicle Fracture", "Lobar Atelectasis", "Scoliosis", "Hilum", "Osteopenia",
+    "Cardiomyopathy", "Bulla",
 ]
 SPOKEN_OTHERWISE = {"Round(ed) Atelectasis": ("rounded", "atelectasis")}
 
