@@ -69,7 +69,7 @@ def find_combinations(matrix: np.ndarray, scarce: Sequence[int]) -> Combinations
 def add_unseen(seen: Combinations, matrix: np.ndarray, scarce: Sequence[int]) -> Combinations:
     """Add each scarce finding alone and each pair of scarce findings, where no real image carries just that.
 
-    An unseen pair weighs as many images as independence would give it, n_a n_b / N, but at least 1; a single one 1.
+    An unseen pair weighs as many images as independence would give it, n_a n_b / N (often a fraction); a single one 1.
     """
     known = {row.tobytes() for row in seen.vectors}
     n = matrix.sum(axis=0)
@@ -80,7 +80,7 @@ def add_unseen(seen: Combinations, matrix: np.ndarray, scarce: Sequence[int]) ->
             vector[[a, b]] = True
             if vector.tobytes() not in known:
                 vectors.append(vector)
-                weights.append(1.0 if a == b else max(1.0, float(n[a]) * float(n[b]) / max(len(matrix), 1)))
+                weights.append(1.0 if a == b else float(n[a]) * float(n[b]) / len(matrix))
     if not vectors:
         return seen
     return Combinations(
