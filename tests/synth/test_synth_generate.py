@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from tiny_pipeline import save_tiny_pipeline, tiny_pipeline
 
@@ -465,7 +466,7 @@ def test_every_scheduler_samples_and_does_not_depend_on_the_batch(saved: Path, s
 
 def test_scheduler_keeps_what_the_checkpoint_was_trained_with() -> None:
     pipeline = tiny_pipeline()
-    pipeline.scheduler.register_to_config(prediction_type="v_prediction")
+    pipeline.scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
     pipelines.set_scheduler(pipeline, "dpm++")
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
