@@ -105,8 +105,11 @@ def row_plot(
 
 
 def curve_plot(curves: Sequence[Curve], *, title: str, xlabel: str, names: Mapping[str, int], note: str = "",
-               log: bool = False) -> Plot:
-    """Lines over training steps as one small panel; both forms are the same, since small panels simply wrap."""
+               ylim: tuple[float, float] | None = None) -> Plot:
+    """Lines over training steps as one small panel; both forms are the same, since small panels simply wrap.
+
+    Panels that are to be compared get one ``ylim``.
+    """
     with mpl.rc_context(_style(title)):
         figure = Figure(figsize=(290 / 72, 190 / 72))
         axes = figure.add_axes((0.15, 0.22, 0.82, 0.72))
@@ -117,13 +120,11 @@ def curve_plot(curves: Sequence[Curve], *, title: str, xlabel: str, names: Mappi
         _quiet(axes, grid="y")
         axes.set_xlabel(xlabel, color=MUTED)
         axes.locator_params(axis="x", nbins=4)
-        if log:
-            axes.set_yscale("log")
-        else:
-            axes.locator_params(axis="y", nbins=4)
+        axes.locator_params(axis="y", nbins=4)
+        axes.set_ylim(ylim)
         svg = _svg(figure, title)
-    return Plot(title=title, wide=svg, narrow=svg, legend=legend(names) if len(names) > 1 else (), note=note,
-                small=True)
+    lines = tuple(("━", number, name) for name, number in names.items())
+    return Plot(title=title, wide=svg, narrow=svg, legend=lines if len(names) > 1 else (), note=note, small=True)
 
 
 def _row_svg(rows: Sequence[Row], *, width: int, xlabel: str, zero: bool, log: bool, ends: tuple[str, str] | None,
@@ -180,8 +181,9 @@ def _draw_row(axes: Axes, row: Row, y: int, *, spread: float, zero: bool) -> Non
 
 def _row_text(figure: Figure, row: Row, *, y: float, wide: bool) -> None:
     """The row's name at the left edge (left-aligned: exact in any font) and its numbers at the right one."""
-    lines = textwrap.wrap(row.label, 34 if wide else 15, max_lines=2, placeholder="…") or [""]
-    figure.text(0, y, "\n".join(lines), ha="left", va="center", color=INK, fontsize=FONT if len(lines) == 1 else SMALL,
+    room = 36 if wide else 15
+    lines = [row.label] if len(row.label) <= room else textwrap.wrap(row.label, room + 3, max_lines=2, placeholder="…")
+    figure.text(0, y, "\n".join(lines), ha="left", va="center", color=INK, fontsize=SMALL if len(lines) > 1 else FONT,
                 fontweight="bold" if row.strong else "normal")
     if wide and row.text:
         figure.text(1, y, row.text, ha="right", va="center", color=INK, fontweight="bold" if row.strong else "normal")

@@ -96,11 +96,11 @@ def _charge(evidence: Evidence, name: str) -> tuple[str, str]:
 def _threshold_table(table: pd.DataFrame) -> Table:
     """What an image had to reach."""
     notes = Notes()
-    rows = tuple((str(r["rule"]), DASH if is_null(r["label"]) else str(r["label"]), str(r["source"]),
-                  notes.dash(r.get("reason")) if is_null(r["threshold"]) else number(r["threshold"]),
+    rows = tuple((str(r["rule"]), DASH if is_null(r["label"]) else str(r["label"]), str(r.get("direction", "at least")),
+                  str(r["source"]), notes.dash(r.get("reason")) if is_null(r["threshold"]) else number(r["threshold"]),
                   count(r["n_positive"])) for r in table.to_dict("records"))
-    return Table(title="What an image had to reach to be kept", rows=rows, text=3, notes=notes.lines(),
-                 columns=("Rule", "Class", "From", "Threshold", "Positives behind it"))
+    return Table(title="What an image had to reach to be kept", rows=rows, text=4, notes=notes.lines(),
+                 columns=("Rule", "Class", "Score has to be", "Threshold from", "Threshold", "Positives behind it"))
 
 
 def _slot_table(evidence: Evidence) -> Table:
@@ -150,9 +150,11 @@ def curves_chapter(evidence: Evidence) -> Chapter:
             sources.append(f"{made.folder.relative_to(evidence.run.folder).as_posix()}/history.parquet")
     blocks += _arm_panel(histories(evidence, "critic"), "Critics and shared start", 0)
     trained = histories(evidence, "train")
+    losses = np.concatenate([_curve(table, "loss", 0).y for _, table in trained if "loss" in table] or [np.zeros(0)])
+    shared = (float(losses.min()), float(losses.max())) if losses.size and losses.max() > losses.min() else None
     for arm in evidence.arms:
         blocks += _arm_panel([(made, table) for made, table in trained if made.arm == arm], f"Classifier, {arm}",
-                             arm_series(arm, evidence.arms))
+                             arm_series(arm, evidence.arms), ylim=shared)
     sources += ["train/ARM/seed_N/history.parquet"] if trained else []
     words = "Loss over optimiser steps, one line per seed." if blocks else "No stage of this run left a history."
     return Chapter(anchor="curves", title="Training curves", blocks=tuple(blocks), sources=tuple(sources),
@@ -172,10 +174,11 @@ def _generator_panels(title: str, table: pd.DataFrame) -> list[Plot]:
     return panels
 
 
-def _arm_panel(found: Sequence[tuple[Made, pd.DataFrame]], title: str, series: int) -> list[Plot]:
+def _arm_panel(found: Sequence[tuple[Made, pd.DataFrame]], title: str, series: int, *,
+               ylim: tuple[float, float] | None = None) -> list[Plot]:
     """One panel with a line per seed, or none."""
     curves = [_curve(table, "loss", series, faint=len(found) > 1) for _, table in found if "loss" in table]
-    return [curve_plot(curves, title=title, xlabel="step", names={"loss": series})] if curves else []
+    return [curve_plot(curves, title=title, xlabel="step", names={"loss": series}, ylim=ylim)] if curves else []
 
 
 def _curve(table: pd.DataFrame, column: str, series: int, *, faint: bool = False) -> Curve:

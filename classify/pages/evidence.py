@@ -192,6 +192,10 @@ def _limits_of_provenance(evidence: Evidence) -> list[str]:
     if unknown:
         found.append("Weights of unknown provenance were used in " + ", ".join(unknown) + ": they may have been "
                      "trained on images of the test patients.")
+    commits = {str(made.stamp.get("git_commit")) for made in evidence.made}
+    if len(commits) > 1 or any(commit.endswith("-dirty") for commit in commits):
+        found.append("The stages were not all made by one committed version of the code: the table of hashes names "
+                     "each stage's commit, and -dirty marks uncommitted changes.")
     if any("imagenet" in str(made.stamp.get("extra", {})).lower() for made in evidence.stamps("filter")):
         found.append("Fidelity is measured by an encoder trained on photographs: it ranks sets of images, and does not "
                      "tell whether a finding is drawn correctly.")

@@ -18,7 +18,7 @@ def row_name(evidence: Evidence, name: str) -> str:
     if name not in GROUPS:
         return name
     members = evidence.cohort.labels if name == "all" else evidence.cohort.in_group(name)
-    return f"{name.capitalize()}, mean of {len(members)}"
+    return f"{name.capitalize()}, mean\u00a0of\u00a0{len(members)}"
 
 
 def group_of(evidence: Evidence, name: str) -> str:
