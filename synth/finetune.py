@@ -37,7 +37,7 @@ from cohort.tables import Cohort, load_cohort, write_table
 from synth.denoiser import Denoiser, denoising_loss
 from synth.fresh import FreshConfig, build_pipeline
 from synth.training import load_checkpoint, save_checkpoint, start_accelerator, step_generator
-from synth.training_set import TrainingSet, captions, training_set
+from synth.training_set import TrainingSet, captions, speakable, training_set
 from synth.validation import draw_sheet, validation_losses
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ def validate(trainer: Trainer, val: TrainingSet, cohort: Cohort, folder: Path) -
     return losses
 
 
-def finish(trainer: Trainer, cohort: Cohort, run: Run, stage: Stage) -> None:
+def finish(trainer: Trainer, n_images: int, cohort: Cohort, run: Run, stage: Stage) -> None:
     """Write the pipeline with its averaged weights, provenance and the stamp."""
     pipeline, config = trainer.pipeline, trainer.config
     trainer.ema.copy_to(trainer.parameters)
@@ -230,8 +230,10 @@ def finish(trainer: Trainer, cohort: Cohort, run: Run, stage: Stage) -> None:
     sources = [source for source in parents(config, run) if (source / FILE).is_file()]
     write_patients(stage.folder, cohort.split("train")["patient_id"], salt=cohort.salt, inherited=sources)
     seconds = float(pd.read_parquet(stage.folder / "history.parquet")["seconds"].max())
+    left_out = len(cohort.split("train")) - n_images
     stage.finish(
-        outputs=outputs, seconds=seconds, counts={"train_images": len(cohort.split("train")), "steps": trainer.step},
+        outputs=outputs, seconds=seconds,
+        counts={"train_images": n_images, "too_many_findings": left_out, "steps": trainer.step},
         extra={"provenance": "known" if config.pipeline is None or sources else "unknown",
                "parameters": sum(p.numel() for p in trainer.unet.parameters()),
                "images_per_second": round(trainer.step * config.batch_size / max(seconds, 1e-9), 1)},
@@ -272,7 +274,7 @@ def main() -> None:
         log.info("finetune: complete, nothing to do")
         return
     check(config, cohort, run)
-    texts = [text for row in captions(cohort.split("train"), cohort.labels) for text in row]
+    texts = [text for row in captions(speakable(cohort.split("train"), cohort.labels), cohort.labels) for text in row]
     pipeline = load_pipeline(config, run, texts)
     accelerator = start_accelerator(run, stage.folder / "tensorboard", config.precision)
     if accelerator.is_main_process:
@@ -284,7 +286,7 @@ def main() -> None:
     fit(trainer, sets, cohort, stage.folder)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        finish(trainer, cohort, run, stage)
+        finish(trainer, len(sets["train"].frame), cohort, run, stage)
     accelerator.end_training()
 
 

@@ -40,7 +40,7 @@ def save_checkpoint(folder: Path, *, step: int, **states: Any) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The last checkpoint, on the CPU, or None; a broken file raises ``TailfillError``; tensors and plain types only."""
+    """The last checkpoint, on the CPU, or None; a broken file raises ``TailfillError``. Tensors and numbers only."""
     file = folder / FILE
     if not file.is_file():
         return None

@@ -19,14 +19,16 @@ from cohort.errors import TailfillError
 from cohort.pixels import load_images
 from cohort.stage import write_atomically
 from cohort.tables import Cohort
-from prompts.phrases import N_VARIANTS, phrase
+from prompts.phrases import N_VARIANTS, fits, phrase
 from synth.denoiser import encode_moments, sample_latents
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """Latent moments, tokenised captions and drawing weights of one split."""
+    """Latent moments, tokenised captions and drawing weights of one split's images."""
 
+    frame: pd.DataFrame
+    """The n images' rows of the cohort."""
     moments: np.ndarray
     """float16 (n, 2, c, h, w): mean and standard deviation of each image's latent."""
     tokens: torch.Tensor
@@ -49,9 +51,11 @@ class TrainingSet:
 def training_set(trainer: Any, cohort: Cohort, run: Run, folder: Path, *, split: str) -> TrainingSet:
     """Encode a split's images (once; kept in ``folder``) and tokenise their captions.
 
-    ``trainer`` brings pipeline, config and accelerator. All ranks call this; the main one encodes.
+    ``trainer`` brings pipeline, config and accelerator. All ranks call this; the main one encodes. An image with more
+    findings than a caption can name is left out rather than taught with some of them unsaid.
     """
-    pipeline, frame, config = trainer.pipeline, cohort.split(split), trainer.config
+    pipeline, config = trainer.pipeline, trainer.config
+    frame = speakable(cohort.split(split), cohort.labels)
     kept = folder / f"latents_{split}.npy"
     if trainer.accelerator.is_main_process and not kept.is_file():
         size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
@@ -63,16 +67,27 @@ def training_set(trainer: Any, cohort: Cohort, run: Run, folder: Path, *, split:
     texts = [text for row in captions(frame, cohort.labels) for text in row]
     tokens = tokenise(pipeline.tokenizer, texts)
     weights = sampling_weights(frame, cohort.labels, threshold=config.scarcity_threshold, cap=config.scarcity_cap)
-    return TrainingSet(moments=np.load(kept, mmap_mode="r"), tokens=tokens.view(len(frame), N_VARIANTS, -1),
-                       weights=weights, blank=tokenise(pipeline.tokenizer, [""])[0], vae=pipeline.vae)
+    tokens = tokens.view(len(frame), N_VARIANTS, -1)
+    return TrainingSet(frame=frame, moments=np.load(kept, mmap_mode="r"), tokens=tokens, weights=weights,
+                       blank=tokenise(pipeline.tokenizer, [""])[0], vae=pipeline.vae)
+
+
+def findings(frame: pd.DataFrame, labels: Sequence[str]) -> list[list[str]]:
+    """The labels that each row is known to carry, in column order."""
+    present = frame[list(labels)].eq(1).fillna(False).to_numpy(dtype=bool)
+    return [[label for label, has in zip(labels, row, strict=True) if has] for row in present]
+
+
+def speakable(frame: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """The rows whose findings fit into a caption, with a fresh index."""
+    return frame[[fits(found) for found in findings(frame, labels)]].reset_index(drop=True)
 
 
 def captions(frame: pd.DataFrame, labels: Sequence[str]) -> list[list[str]]:
     """For each row of a cohort's frame its ``N_VARIANTS`` captions; a null label is not mentioned."""
-    present = frame[list(labels)].eq(1).fillna(False).to_numpy(dtype=bool)
     out = []
-    for row, (view, age, sex) in zip(present, frame[["view", "age", "sex"]].itertuples(index=False), strict=True):
-        found = [label for label, has in zip(labels, row, strict=True) if has]
+    people = frame[["view", "age", "sex"]].itertuples(index=False)
+    for found, (view, age, sex) in zip(findings(frame, labels), people, strict=True):
         out.append([
             phrase(found, view=None if pd.isna(view) else view, age=None if pd.isna(age) else float(age),
                    sex=None if pd.isna(sex) else sex, variant=variant)

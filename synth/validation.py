@@ -31,8 +31,7 @@ def validation_losses(trainer: Any, val: Any, cohort: Cohort) -> dict[str, float
     Returns ``val_loss`` and ``val_head``, ``val_medium``, ``val_tail`` over the images that carry a label of the group;
     NaN where there are none.
     """
-    frame = cohort.split("val")
-    present = frame[cohort.labels].eq(1).fillna(False).to_numpy(dtype=bool)
+    present = val.frame[cohort.labels].eq(1).fillna(False).to_numpy(dtype=bool)
     rows = choose_images(present, MAX_IMAGES)
     generator = step_generator(trainer.seed, 2**31)
     clean = sample_latents(val.moments[rows], vae=trainer.pipeline.vae, generator=generator)

@@ -15,13 +15,13 @@ from tiny_pipeline import IMAGE_SIZE, tiny_pipeline
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.tables import Cohort
-from prompts.phrases import N_VARIANTS
+from prompts.phrases import N_VARIANTS, WORDINGS
 from synth.autoencoder import AutoencoderConfig, build_autoencoder
 from synth.denoiser import encode_moments, sample_latents, target_and_weight
 from synth.finetune import FinetuneConfig, Trainer, check, finish, load_pipeline
 from synth.fresh import FreshConfig, build_pipeline, train_tokenizer
 from synth.training import load_checkpoint, save_checkpoint
-from synth.training_set import TrainingSet, captions, sampling_weights, tokenise
+from synth.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
 from synth.validation import choose_images
 
 TEXTS = ["Frontal PA chest radiograph of a 63-year-old woman. Hiatal hernia.", "Pulmonary edema, AP view."]
@@ -32,8 +32,9 @@ def training_set(pipeline: StableDiffusionPipeline) -> TrainingSet:
     """Eight images of noise with two captions each."""
     images = np.random.default_rng(0).integers(0, 256, (8, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
     tokens = tokenise(pipeline.tokenizer, TEXTS * 8).view(8, 2, -1)
-    return TrainingSet(moments=encode_moments(pipeline.vae, images), tokens=tokens, weights=np.ones(8),
-                       blank=tokenise(pipeline.tokenizer, [""])[0], vae=pipeline.vae)
+    return TrainingSet(frame=pd.DataFrame(index=range(8)), moments=encode_moments(pipeline.vae, images),
+                       tokens=tokens, weights=np.ones(8), blank=tokenise(pipeline.tokenizer, [""])[0],
+                       vae=pipeline.vae)
 
 
 def trained(config: FinetuneConfig, steps: int) -> Trainer:
@@ -108,6 +109,12 @@ def test_captions_name_every_known_finding_in_every_variant() -> None:
     assert [len(row) for row in rows] == [N_VARIANTS] * 2
     assert all("hernia" in text.lower() and "edema" not in text.lower() for text in rows[0])
     assert all("edema" in text.lower() for text in rows[1])
+
+
+def test_an_image_with_more_findings_than_a_caption_can_name_is_left_out() -> None:
+    labels = list(WORDINGS)
+    frame = pd.DataFrame([[1] * len(labels), [1] + [0] * (len(labels) - 1)], columns=labels, dtype="Int8")
+    assert speakable(frame, labels)[labels[1]].tolist() == [0]
 
 
 def test_a_caption_over_the_limit_is_an_error_and_never_cut() -> None:
@@ -218,7 +225,7 @@ def test_a_merged_adapter_is_the_adapter(tmp_path: Path) -> None:
     cohort = Cohort(frame=frame, labels=[], groups={}, roots={}, salt="s", folder=tmp_path)
     pd.DataFrame({"seconds": [1.0]}).to_parquet(tmp_path / "history.parquet")
     recorder = Recorder()
-    finish(trainer, cohort, Run(run=str(tmp_path)), recorder)
+    finish(trainer, 1, cohort, Run(run=str(tmp_path)), recorder)
     assert "lora" in recorder.stamp["outputs"]
     assert load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
 
