@@ -9,7 +9,8 @@ from cohort.labels import NIH_14, LabelSpace, assign_groups, count_labels, preva
 
 def frame_of(positives: dict[str, int], *, n: int, unknown: int = 0) -> pd.DataFrame:
     """``n`` known train rows with so many positives per label, and ``unknown`` rows more whose labels are null."""
-    columns = {label: pd.array([1] * k + [0] * (n - k) + [None] * unknown, dtype="Int8") for label, k in positives.items()}
+    columns = {label: pd.array([1] * k + [0] * (n - k) + [None] * unknown, dtype="Int8")
+               for label, k in positives.items()}
     return pd.DataFrame({"split": "train", "patient_id": [f"p{i // 2}" for i in range(n + unknown)], **columns})
 
 
@@ -31,7 +32,7 @@ def test_only_train_rows_count() -> None:
 
 
 def test_a_label_unknown_everywhere_is_named() -> None:
-    with pytest.raises(TailfillError, match="label 'a'.*unknown in every train image"):
+    with pytest.raises(TailfillError, match=r"label 'a'.*unknown in every train image"):
         assign_groups(frame_of({"a": 0}, n=0, unknown=5), ["a"])
 
 
