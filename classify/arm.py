@@ -36,8 +36,7 @@ from cohort.tables import Cohort, arm_schema, load_cohort, write_table
 
 log = logging.getLogger(__name__)
 
-FIRST_EXTRA_SEED = 1000
-"""Seeds from here on are no rivals in the experiment: the filter's critics and the start that all arms share."""
+FIRST_EXTRA_SEED = 1000  # from here on no rivals: the filter's critics, and the start that all arms share
 NEGATIVE = "negative"
 KINDS = ("real", "duplicate", NEGATIVE, "synthetic", "synthetic_negative")
 
@@ -72,8 +71,8 @@ class Draw:
     cohort: Cohort
     config: ArmConfig
     rng: np.random.Generator
-    synthetic: pd.DataFrame | None
-    """The kept synthetic images that this seed was dealt; only for arms that use any."""
+    synthetic: pd.DataFrame
+    """The kept synthetic images that this seed was dealt; empty for arms that use none."""
 
 
 def real(draw: Draw) -> pd.DataFrame:
@@ -88,7 +87,7 @@ def oversample(draw: Draw) -> pd.DataFrame:
     """
     train = draw.cohort.split("train")
     targets = label_matrix(train, draw.cohort.labels)
-    frequency = np.maximum(prevalence(targets), 1e-12)
+    frequency = np.maximum(prevalence(targets), 1e-12)  # a label that nobody has is nobody's reason to repeat
     factors = np.maximum(1.0, np.sqrt(draw.config.oversample_threshold / frequency))
     image_factors = np.where(targets == 1, factors, 1.0).max(axis=1)
     repeats = np.floor(image_factors + draw.rng.random(len(train))).astype(int)
@@ -103,8 +102,6 @@ def duplicate(draw: Draw) -> pd.DataFrame:
 
 def synthetic(draw: Draw) -> pd.DataFrame:
     """The slots of ``duplicate``, a share of them holding synthetic images."""
-    if draw.synthetic is None:
-        raise TailfillError("arm 'synthetic': no table of synthetic images was given")
     return fill_slots(duplicate(draw), draw.synthetic, draw.config)
 
 
@@ -195,15 +192,17 @@ def fill_slots(slots: pd.DataFrame, kept: pd.DataFrame, config: ArmConfig) -> pd
         for source, image, sample in zip(own["label_source_id"].fillna(""), own["image_id"], own["sample_id"],
                                          strict=True):
             pool.setdefault(source, []).append((image, sample))
-        left = round(config.synthetic_share * len(group))
+        left, waiting = round(config.synthetic_share * len(group)), []
+        kind = "synthetic_negative" if charged == NEGATIVE else "synthetic"
         for row, source in zip(group.index, group["source"], strict=True):
             stock = pool.get(source) or pool.get("")
             if left and stock:
                 filled.loc[row, ["image_id", "sample_id"]] = stock.pop(0)
-                filled.loc[row, "kind"] = "synthetic_negative" if charged == NEGATIVE else "synthetic"
-                filled.loc[row, "loss_weight"] = config.synthetic_loss_weight
+                filled.loc[row, ["kind", "loss_weight"]] = kind, config.synthetic_loss_weight
                 left -= 1
-        filled.loc[group.index[:left], "unfilled"] = True  # which slots does not matter, only how many
+            else:
+                waiting.append(row)
+        filled.loc[waiting[:left], "unfilled"] = True
     return filled
 
 
@@ -221,16 +220,13 @@ def count_slots(slots: pd.DataFrame) -> dict[str, int]:
     return {"slots": len(slots), **counts, "unfilled": int(slots["unfilled"].sum())}
 
 
-def tail_seen(slots: pd.DataFrame, cohort: Cohort, kept: pd.DataFrame | None) -> dict[str, dict[str, float]]:
+def tail_seen(slots: pd.DataFrame, cohort: Cohort, kept: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Per tail label: slots with a positive, how many of them synthetic, and the sum of their loss weights."""
-    known = pd.concat([cohort.split("train"), *([] if kept is None else [kept])])[["image_id", *cohort.labels]]
+    known = pd.concat([part[["image_id", *cohort.labels]] for part in (cohort.split("train"), kept)])
     merged = slots.merge(known, on="image_id", how="left")
-    seen = {}
-    for label in cohort.in_group("tail"):
-        rows = merged[merged[label].eq(1).fillna(False).astype(bool)]
-        seen[label] = {"slots": len(rows), "synthetic": int(rows["sample_id"].notna().sum()),
-                       "weight": round(float(rows["loss_weight"].sum()), 6)}
-    return seen
+    positives = {label: merged[merged[label].eq(1).fillna(False).astype(bool)] for label in cohort.in_group("tail")}
+    return {label: {"slots": len(rows), "synthetic": int(rows["sample_id"].notna().sum()),
+                    "weight": round(float(rows["loss_weight"].sum()), 6)} for label, rows in positives.items()}
 
 
 def arm_folder(run: Run, arm: str, seed: int) -> Path:
@@ -251,8 +247,7 @@ def arm_stage(run: Run, config: ArmConfig, *, arm: str, seed: int) -> Stage:
     """The stage of one arm and seed; its fingerprint holds only what the arm's table depends on."""
     settings: dict[str, Any] = {key: asdict(config)[key] for key in ARMS[arm].settings}
     inputs = {"cohort": run.cohort_folder}
-    if settings:
-        settings |= {"seed": run.seed}
+    settings |= {"seed": run.seed} if settings else {}
     if ARMS[arm].needs_synthetic:
         settings |= {"n_seeds": run.n_seeds}
         inputs |= {"filter": run.folder / "synthetic"}
@@ -263,14 +258,14 @@ def build_arm(
     run: Run, cohort: Cohort, config: ArmConfig, *, arm: str, seed: int
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The slots of an arm, numbered, and what its stamp says of the tail."""
-    dealt = None
+    dealt = cohort.frame.iloc[:0]
     if ARMS[arm].needs_synthetic:
         frame, _ = load_synthetic(run.folder / "synthetic", cohort.labels)
         dealt = deal(frame[frame["keep"]], seed=seed, n_seeds=run.n_seeds)
     rng = np.random.default_rng([run.seed, seed])  # the same for all arms, so that they share the layout of slots
     slots = ARMS[arm].build(Draw(cohort=cohort, config=config, rng=rng, synthetic=dealt))
     slots["slot_id"], slots["repeat"] = np.arange(len(slots)), slots.groupby("image_id").cumcount()
-    return slots, {"tail_seen": tail_seen(slots, cohort, dealt), "dealt": 0 if dealt is None else len(dealt)}
+    return slots, {"tail_seen": tail_seen(slots, cohort, dealt), "dealt": len(dealt)}
 
 
 def write_arm(run: Run, config: ArmConfig, *, arm: str, seed: int) -> None:
@@ -292,13 +287,12 @@ def main() -> None:
     """One arm, one seed."""
     options = parse("arm", ArmConfig, doc=__doc__, extra={"arm": (str, ...), "arm-seed": (int, ...)})
     run, config, arm, seed = options.run, options.section, options.extra["arm"], options.extra["arm-seed"]
-    check_arm(run, arm, seed)
-    if options.dry_run:
-        stage = arm_stage(run, config, arm=arm, seed=seed)
-        slots, _ = build_arm(run, load_cohort(run.cohort_folder), config, arm=arm, seed=seed)
-        sys.stdout.write(stage.describe(counts=count_slots(slots)) + "\n")
+    if not options.dry_run:
+        write_arm(run, config, arm=arm, seed=seed)
         return
-    write_arm(run, config, arm=arm, seed=seed)
+    check_arm(run, arm, seed)
+    slots, _ = build_arm(run, load_cohort(run.cohort_folder), config, arm=arm, seed=seed)
+    sys.stdout.write(arm_stage(run, config, arm=arm, seed=seed).describe(counts=count_slots(slots)) + "\n")
 
 
 if __name__ == "__main__":

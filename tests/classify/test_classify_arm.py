@@ -62,7 +62,7 @@ def test_oversample_follows_the_repeat_factor(cohort):
                              and row[label] == 1]) for _, row in train.iterrows()]
     config, total, n = ArmConfig(oversample_threshold=threshold), pd.Series(0.0, index=train["image_id"]), 100
     for seed in range(n):
-        draw = Draw(cohort=cohort, config=config, rng=np.random.default_rng(seed), synthetic=None)
+        draw = Draw(cohort=cohort, config=config, rng=np.random.default_rng(seed), synthetic=cohort.frame[:0])
         counts = oversample(draw)["image_id"].value_counts().reindex(total.index)
         assert (counts >= np.floor(expected)).all()
         assert (counts <= np.ceil(expected)).all()
