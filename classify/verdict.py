@@ -1,10 +1,11 @@
-"""From the primary endpoint's interval to one of four answers, and the sentences that keep it honest.
+"""From the primary endpoint's interval to one of a few answers, and the sentences that keep it honest.
 
     interval above 0                                          helps
     interval below 0                                          hurts
     90 % interval inside +- margin (TOST), or only one        no difference larger than X could be shown
       end of the 95 % interval beyond it
     a class under 10 positive patients, or both ends beyond   cannot say (too few positives)
+    no delta in any seed or resample: nothing was compared    cannot say (both arms are the same)
 
 X is the margin when two one-sided tests at 5 % (TOST, Schuirmann 1987) hold, and otherwise the farther end of the 95 %
 interval. Head and medium are guards: each says whether a loss larger than its margin is excluded (one-sided 5 %). A
@@ -24,6 +25,7 @@ from classify.intervals import MIN_POSITIVE_PATIENTS, Interval, needed_factor
 HELPS, HURTS = "helps", "hurts"
 CANNOT_SAY = "cannot say (too few positives)"
 TOO_FEW_SEEDS = "cannot say (too few seeds)"
+SAME_ARMS = "cannot say (both arms are the same)"
 MIN_SEEDS, CLAIM_SEEDS = 3, 5
 """DESIGN, rule 5: at least 3 seeds, 5 for a claim."""
 
@@ -57,6 +59,8 @@ def decide(case: Case) -> tuple[str, float | None]:
     interval, margin = case.interval, case.margin
     if case.n_seeds < MIN_SEEDS:
         return TOO_FEW_SEEDS, None
+    if interval.standard_error == 0:
+        return SAME_ARMS, None  # important: as when no synthetic image was kept; else it would pass for "no difference"
     narrow, wide = interval.bounds(0.90), interval.bounds(0.95)
     if narrow is None or wide is None or thin_classes(case):
         return CANNOT_SAY, None
@@ -104,6 +108,8 @@ def _sentences(case: Case, answer: str, *, factor: float | None, needed: int | N
         f"({', '.join(case.positive_patients) or 'no class'}; {end['weights']} weights, {case.n_seeds} seeds, "
         f"{case.n_patients} positive test patients): {_text(case.interval)}.",
     ]
+    if answer == SAME_ARMS:
+        said.append("Both arms predict exactly the same: look in the arm's stamp whether any slot holds another image.")
     thin = thin_classes(case)
     if thin:
         said.append("Too few positive test patients for an answer: "
@@ -136,7 +142,7 @@ def _conclusion(case: Case, answer: str) -> str:
         return f"{arm} helps the {group} group against {rival}" + (", by less than the margin." if small else ".")
     if answer == HURTS:
         return f"{arm} hurts the {group} group against {rival}."
-    if answer in (CANNOT_SAY, TOO_FEW_SEEDS):
+    if answer in (CANNOT_SAY, TOO_FEW_SEEDS, SAME_ARMS):
         return f"Whether {arm} helps the {group} group against {rival}: {answer}."
     return f"{arm} against {rival} in the {group} group: {answer}."
 
@@ -176,7 +182,8 @@ def _guard(interval: Interval, margin: float) -> dict[str, Any]:
 def _numbers(interval: Interval) -> dict[str, Any]:
     narrow: Sequence[float | None] = interval.bounds(0.90) or (None, None)
     return {"delta": interval.estimate, "ci_low": interval.low, "ci_high": interval.high, "p": interval.p,
-            "ci90_low": narrow[0], "ci90_high": narrow[1], "df": interval.df, "reason": interval.reason}
+            "ci90_low": narrow[0], "ci90_high": narrow[1], "reason": interval.reason,
+            "df": interval.df if interval.df is not None and math.isfinite(interval.df) else None}
 
 
 def _text(interval: Interval) -> str:

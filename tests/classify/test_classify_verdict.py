@@ -3,7 +3,7 @@
 import pytest
 
 from classify.intervals import Interval
-from classify.verdict import CANNOT_SAY, HELPS, HURTS, TOO_FEW_SEEDS, Case, judge
+from classify.verdict import CANNOT_SAY, HELPS, HURTS, SAME_ARMS, TOO_FEW_SEEDS, Case, judge
 
 ENDPOINT = {"metric": "AP", "group": "tail", "arm": "synthetic", "rival": "duplicate", "weights": "ema"}
 
@@ -37,6 +37,7 @@ def case(estimate=0.0, error=0.01, **changes) -> Case:
     (case(0.05, 0.01, positive_patients={"Hernia": 9, "Edema": 30}), CANNOT_SAY),
     (case(0.05, 0.01, positive_patients={"Hernia": 0, "Edema": 30}), CANNOT_SAY),
     (case(0.05, 0.01, n_seeds=2), TOO_FEW_SEEDS),
+    (case(0.0, 0.0), SAME_ARMS),
     (case(interval=Interval(estimate=0.1, reason="fewer than 10 positive patients")), CANNOT_SAY),
     (case(interval=Interval(estimate=None, reason="no class in this group"), positive_patients={}), CANNOT_SAY),
 ])
