@@ -55,8 +55,8 @@ def _scarcity_plot(evidence: Evidence, fates: pd.DataFrame) -> Plot:
     for label in evidence.labels:
         asked = budget["target"].get(label, 0)
         values = (budget["n_real"].get(label, 0), asked, fates["kept"].get(label, 0) if asked else None)
-        marks = tuple(Interval(series=s, value=float(v)) for s, v in zip(names.values(), values, strict=True)
-                      if not is_null(v) and v > 0)
+        marks = tuple(Interval(series=series, value=None if is_null(v) or v <= 0 else float(v))
+                      for series, v in zip(names.values(), values, strict=True))
         rows.append(Row(label=f"{label} ({evidence.cohort.groups[label]})", marks=marks))
     return row_plot(rows, title="Images per class: real, asked for, kept", xlabel="images (log scale)", names=names,
                     log=True)
@@ -106,7 +106,7 @@ def _threshold_table(table: pd.DataFrame) -> Table:
 def _slot_table(evidence: Evidence) -> Table:
     """What each arm trained on: the counts in its stamps, mean over seeds."""
     counts = {arm: [dict(made.stamp["counts"]) for made in _arm_folders(evidence, arm)] for arm in evidence.arms}
-    keys = list(dict.fromkeys(key for each in counts.values() for one in each for key in one))
+    keys = sorted({key for each in counts.values() for one in each for key in one}, key=lambda k: (k != "slots", k))
     rows = [(arm, str(len(each)), *(count(round(np.mean([one.get(key, 0) for one in each]))) for key in keys))
             for arm, each in counts.items() if each]
     return Table(title="Slots of each arm, mean over seeds", rows=tuple(rows),

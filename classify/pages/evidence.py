@@ -100,6 +100,13 @@ class Evidence:
         found = table[(table["arm"] == arm) & same_rival & (table["label"] == label) & (table["metric"] == metric)]
         return None if found.empty else {str(key): value for key, value in found.iloc[0].items()}
 
+    def members(self, group: str) -> tuple[list[str], list[str]]:
+        """A group's labels with a value of the endpoint's metric, over which its mean runs, and the rest."""
+        table, metric = self.comparison, self.endpoint["metric"]
+        defined = set(table[(table["metric"] == metric) & table["rival"].isna() & table["value"].notna()]["label"])
+        labels = self.cohort.labels if group == "all" else self.cohort.in_group(group)
+        return [label for label in labels if label in defined], [label for label in labels if label not in defined]
+
     def support(self, label: str) -> tuple[int, int] | None:
         """Positive test images and patients of a class or group, or None when nothing names them."""
         found = self.comparison[self.comparison["label"] == label]
@@ -150,7 +157,8 @@ def histories(evidence: Evidence, stage: str) -> list[tuple[Made, pd.DataFrame]]
 
 def limits(evidence: Evidence) -> list[str]:
     """What this run cannot say, derived from what it holds."""
-    found = [*_limits_of_support(evidence), *_limits_of_design(evidence), *_limits_of_provenance(evidence)]
+    found = [*_limits_of_support(evidence), *_limits_of_slots(evidence), *_limits_of_design(evidence),
+             *_limits_of_provenance(evidence)]
     stale = [made.folder.relative_to(evidence.run.folder).as_posix() for made in evidence.made
              if made.folder.is_relative_to(evidence.run.folder) and is_stale(dict(made.stamp))]
     if stale:
@@ -183,6 +191,20 @@ def _limits_of_design(evidence: Evidence) -> list[str]:
                      "and the intervals are too narrow.")
     found.append("Labels are taken as the source gives them; their errors are in every number, and nothing here has "
                  "been read by a radiologist. One test set of one source: no statement about other hospitals.")
+    return found
+
+
+def _limits_of_slots(evidence: Evidence) -> list[str]:
+    """Slots that were meant for synthetic images and hold duplicates, since too few were kept."""
+    found = []
+    for arm in evidence.arms:
+        counts = [made.stamp["counts"] for made in evidence.stamps("arm") if made.arm == arm]
+        empty, held = (sum(int(c.get(key, 0)) for c in counts for key in keys)
+                       for keys in (("unfilled",), ("synthetic", "synthetic_negative")))
+        if empty:
+            found.append(f"Too few images were kept for arm {arm}: over its seeds {empty:,} slots meant for synthetic "
+                         f"images hold duplicates instead, {held:,} hold synthetic ones." +
+                         (" It has therefore nothing to say about synthetic images." if not held else ""))
     return found
 
 

@@ -14,11 +14,12 @@ FIDELITY_SETS = {"kept": 3, "made": 1, "real floor": 0}
 
 
 def row_name(evidence: Evidence, name: str) -> str:
-    """A group as ``Tail, mean of 3``, a label as itself."""
+    """A label as itself; a group with the number of classes that its mean runs over: ``Tail, mean of 2 (of 3)``."""
     if name not in GROUPS:
         return name
-    members = evidence.cohort.labels if name == "all" else evidence.cohort.in_group(name)
-    return f"{name.capitalize()}, mean\u00a0of\u00a0{len(members)}"
+    defined, undefined = evidence.members(name)
+    of_all = f" (of\u00a0{len(defined) + len(undefined)})" if undefined else ""
+    return f"{name.capitalize()}, mean\u00a0of\u00a0{len(defined)}{of_all}"
 
 
 def group_of(evidence: Evidence, name: str) -> str:
@@ -47,12 +48,14 @@ def headline(evidence: Evidence) -> dict[str, str]:
     row = evidence.result(arm=end["arm"], rival=end["rival"], label=end["group"], metric=end["metric"]) or {}
     low, high = row.get("ci_low"), row.get("ci_high")
     images, patients = evidence.support(end["group"]) or (0, 0)
-    members = evidence.cohort.in_group(end["group"]) if end["group"] != "all" else evidence.cohort.labels
+    defined, undefined = evidence.members(end["group"])
+    left_out = f"; without a value and left out: {', '.join(undefined)}" if undefined else ""
     return {
         "value": signed(row.get("delta")),
         "interval": (f"undefined: {row.get('reason') or 'no such row in the comparison'}"
                      if is_null(low) or is_null(high) else f"{signed(low)} to {signed(high)}"),
-        "what": f"difference in mean {end['metric']} over the {end['group']} group ({', '.join(members)}), "
+        "what": f"difference in mean {end['metric']} over the {end['group']} group "
+                f"({', '.join(defined) or 'no class'}{left_out}), "
                 f"{end['arm']} against {end['rival']}",
         "support": f"{images:,} positive test images of {patients:,} patients; "
                    f"{count(row.get('n_seeds'))} seeds per arm",

@@ -18,6 +18,7 @@ from classify import report
 from classify.pages.accounts import scarcity_chapter
 from classify.pages.blocks import signed
 from classify.pages.evidence import limits, load_evidence
+from classify.pages.results import headline, row_name
 from classify.report import ReportConfig, render
 from classify.sheets import contact_sheet
 from cohort.config import Run
@@ -173,7 +174,7 @@ def build_arms(folder: Path, labels: dict[str, str], rng: np.random.Generator) -
                                       "loss_weight": 1.0, "phase": 1}), stage.folder / "arm.parquet", arm_schema())
             made = int(arm == "synthetic")
             seen = {label: {"slots": 40, "synthetic": 20 * made, "weight": 40 - 14.0 * made} for label in tail}
-            stage.finish(outputs=["arm.parquet"], counts={"slots": 1200, "synthetic": 60 * made},
+            stage.finish(outputs=["arm.parquet"], counts={"slots": 1200, "synthetic": 60 * made, "unfilled": 20 * made},
                          extra={"tail_seen": seen})
         stage = Stage("train", folder / "train" / arm / f"seed_{seed}", config={"arm": arm, "seed": seed}, inputs={})
         stage.begin()
@@ -305,7 +306,17 @@ def test_the_endpoint_is_the_number_of_the_comparison(run: Run, files: dict[str,
     for text in files.values():
         for key in ("delta", "ci_low", "ci_high"):
             assert signed(row[key]) in text
+        assert "Pneumonia; without a value" not in text
         assert "44 positive test images of 36 patients; 3 seeds per arm" in text
+
+
+def test_a_group_tells_how_many_of_its_classes_have_a_value(run: Run) -> None:
+    evidence = load_evidence(run)
+    table = evidence.comparison.copy()
+    table.loc[(table["label"] == "Pneumonia") & table["rival"].isna(), "value"] = None
+    evidence = replace(evidence, comparison=table)
+    assert row_name(evidence, "tail") == "Tail, mean\u00a0of\u00a02 (of\u00a03)"
+    assert "left out: Pneumonia)" in headline(evidence)["what"]
 
 
 def test_counts_balance(run: Run) -> None:
@@ -320,7 +331,8 @@ def test_counts_balance(run: Run) -> None:
 def test_limits_follow_from_the_run(run: Run, files: dict[str, str]) -> None:
     said = " ".join(limits(load_evidence(run)))
     for words in ("Hernia (5 images of 4 patients)", "conditional on them", "no oracle arm", "3 seeds per arm",
-                  "names no patients", "unknown provenance were used in finetune"):
+                  "60 slots meant for synthetic images hold duplicates instead, 180", "names no patients",
+                  "unknown provenance were used in finetune"):
         assert words in said
     assert "Pneumonia (" not in said
 
