@@ -202,7 +202,10 @@ class Cohort:
 
 def load_cohort(folder: Path) -> Cohort:
     """Read a prepared cohort; raises ``TailfillError`` when it is missing, changed or invalid."""
-    extra: dict[str, Any] = require(folder, "cohort")["extra"]
+    stamp = require(folder, "cohort")
+    extra: dict[str, Any] = stamp["extra"]
+    if not {"labels", "groups", "roots", "salt"} <= extra.keys():
+        raise TailfillError(f"{folder}: holds a stage '{stamp['stage']}'; wanted: a prepared cohort")
     frame = read_table(verify(folder, "cohort", "cohort.parquet"), cohort_schema(extra["labels"]))
     return Cohort(
         frame=frame, labels=extra["labels"], groups=extra["groups"], salt=extra["salt"], folder=folder,

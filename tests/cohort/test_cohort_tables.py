@@ -6,12 +6,14 @@ import pandas as pd
 import pytest
 
 from cohort.errors import TailfillError
+from cohort.stage import Stage
 from cohort.tables import (
     Cohort,
     arm_schema,
     check_table,
     cohort_schema,
     images_schema,
+    load_cohort,
     predictions_schema,
     read_table,
     write_table,
@@ -112,3 +114,13 @@ def test_a_cohort_answers_by_split_group_and_file() -> None:
     assert cohort.split("train", "val")["image_id"].tolist() == ["i0", "i1", "i3"]
     assert cohort.in_group("tail") == ["Mass"]
     assert cohort.image_paths(cohort.split("test")) == [Path("/data/2.png")]
+
+
+def test_another_stages_folder_is_no_cohort(tmp_path: Path) -> None:
+    stage = Stage("plan", tmp_path / "plan", config={}, inputs={})
+    stage.begin()
+    stage.finish(outputs=[], counts={})
+    with pytest.raises(TailfillError, match="holds a stage 'plan'; wanted: a prepared cohort"):
+        load_cohort(tmp_path / "plan")
+    with pytest.raises(TailfillError, match=r"no complete 'cohort' stage"):
+        load_cohort(tmp_path / "cohort")
