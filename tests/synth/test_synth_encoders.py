@@ -7,10 +7,11 @@ import pytest
 import sklearn
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from cohort.errors import TailfillError
-from synth import encoders
-from synth.encoders import CENTRE, HALF_RANGE, SIDE, encode, load_lite0, make_encoder
+from synth.judging import encoders
+from synth.judging.encoders import CENTRE, HALF_RANGE, SIDE, encode, load_lite0, make_encoder
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +45,26 @@ def test_recognises_photographs() -> None:
 
 
 def test_batch_statistics_agree_with_the_stored_ones() -> None:
-    """ImageNet's mean and std in place of [-1, 1] shift the first layers away from what they were trained on."""
+    """ImageNet's mean and std in place of [-1, 1] shift the layers away from the statistics they were trained with."""
     model, pixels = load_lite0(), torch.cat([photograph("flower.jpg"), photograph("china.jpg")])
-    seen: list[float] = []
+    grey = pixels * HALF_RANGE + CENTRE
+    means, stds = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
+    deviations: list[float] = []
 
     def compare(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
-        mean = inputs[0].mean((0, 2, 3))
-        seen.append(float(((mean - norm.running_mean) / (norm.running_var + norm.eps).sqrt()).abs().mean()))
+        variance = inputs[0].var((0, 2, 3))
+        deviations.append(float(((variance + norm.eps) / (norm.running_var + norm.eps)).log().abs().mean()))
 
-    model.bn1.register_forward_hook(compare)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(compare)
     with torch.inference_mode():
         model(pixels)
-        model(((pixels * HALF_RANGE + CENTRE) - 0.45) / 0.225)
-    assert seen[0] < 0.5 * seen[1]
+        ours = np.mean(deviations)
+        deviations.clear()
+        model((grey - means[:, None, None]) / stds[:, None, None])
+    assert len(deviations) == 49
+    assert ours < 0.8 * np.mean(deviations)
 
 
 def test_features(encoder: encoders.Encoder, images: np.ndarray) -> None:
