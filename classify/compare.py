@@ -1,7 +1,7 @@
 """What did each arm buy, and how sure is that? Metrics, paired crossed intervals, and one verdict.
 
 Every arm and seed has predicted the same validation and test images; they are checked against the cohort, not trusted.
-One set of patient resamples is shared by all arms, seeds, classes and metrics (``classify.intervals``). Only the test
+One set of patient resamples is shared by all arms, seeds, classes and metrics (``comparison.intervals``). Only the test
 split and the endpoint's weights enter the comparison; the validation split gives F1 its thresholds. Written are
 
     comparison.parquet   class or group x metric x arm (value) and pair of arms (delta); p is Holm's over the classes of
@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.intervals import patient_draws
-from classify.measuring import (
+from classify.comparison.intervals import patient_draws
+from classify.comparison.measuring import (
     Scored,
     choose_thresholds,
     groups_of,
@@ -38,9 +38,9 @@ from classify.measuring import (
     reliability_rows,
     resample,
 )
-from classify.metrics import HIGHER_IS_BETTER, metrics_schema
-from classify.pairing import Comparison, compare_arms
-from classify.verdict import Case, judge, thin_classes
+from classify.comparison.metrics import HIGHER_IS_BETTER, metrics_schema
+from classify.comparison.pairing import Comparison, compare_arms
+from classify.comparison.verdict import Case, judge, thin_classes
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.stage import Stage, hash_bytes, require

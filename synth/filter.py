@@ -45,11 +45,11 @@ from cohort.tables import (
     synthetic_schema,
     write_table,
 )
-from synth.critic import critic_folders, load_critic
-from synth.encoders import check_encoder, make_encoder
-from synth.fidelity import measure_sets
-from synth.rules import NEGATIVE, RULES, Evidence, RealImages, apply_rules, check_rules
-from synth.verdicts import decide, explain, list_scores, list_thresholds
+from synth.judging.critic import critic_folders, load_critic
+from synth.judging.encoders import check_encoder, make_encoder
+from synth.judging.fidelity import measure_sets
+from synth.judging.rules import NEGATIVE, RULES, Evidence, RealImages, apply_rules, check_rules
+from synth.judging.verdicts import decide, explain, list_scores, list_thresholds
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +63,11 @@ class FilterConfig:
     """What judges the images, and how strictly."""
 
     encoder: str = "efficientnet_lite0"
-    """Space in which fidelity is measured; a name in synth/encoders.py, never the critic."""
+    """Space in which fidelity is measured; a name in synth/judging/encoders.py, never the critic."""
     critic_seeds: tuple[int, ...] = (1000,)
     """Seeds (1000 or more) of arm `real` whose mean logit is the critic's; read only if a rule needs the critic."""
     rules: dict[str, dict[str, float] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
-    """Rules in the order in which they give the reason, each with its settings (null: defaults); see synth/rules.py."""
+    """Rules in the order in which they give the reason, each with its settings (null: defaults); see judging/rules."""
     fidelity_n: int = 1000
     """Images per side at most for FID and KID, 500 or more for FID to exist; larger sets are sampled."""
     kid_subset: int = 100

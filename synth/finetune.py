@@ -34,11 +34,11 @@ from cohort.errors import TailfillError, run_command
 from cohort.provenance import FILE, check_no_overlap, write_patients
 from cohort.stage import Stage, require
 from cohort.tables import Cohort, load_cohort, write_table
-from synth.denoiser import Denoiser, denoising_loss
-from synth.fresh import FreshConfig, build_pipeline
-from synth.training import load_checkpoint, save_checkpoint, start_accelerator, step_generator
-from synth.training_set import TrainingSet, captions, speakable, training_set
-from synth.validation import draw_sheet, validation_losses
+from synth.learning.denoiser import Denoiser, denoising_loss
+from synth.learning.fresh import FreshConfig, build_pipeline
+from synth.learning.training import load_checkpoint, save_checkpoint, start_accelerator, step_generator
+from synth.learning.training_set import TrainingSet, captions, speakable, training_set
+from synth.learning.validation import draw_sheet, validation_losses
 
 log = logging.getLogger(__name__)
 

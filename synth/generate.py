@@ -35,8 +35,8 @@ from cohort.provenance import FILE as PATIENTS
 from cohort.provenance import check_no_overlap
 from cohort.stage import Stage, read_stamp, require, verify
 from cohort.tables import Cohort, load_cohort, plan_schema, read_table
-from synth.parts import BatchWriter, assemble, finished_batches
-from synth.pipelines import (
+from synth.drawing.parts import BatchWriter, assemble, finished_batches
+from synth.drawing.pipelines import (
     check_names,
     load_pipeline,
     owning_stage,
@@ -44,7 +44,7 @@ from synth.pipelines import (
     resolve_pipeline,
     weights_hash,
 )
-from synth.sampling import Row, Sampler, Settings, check_lengths, draw_rows, encode_texts, image_size
+from synth.drawing.sampling import Row, Sampler, Settings, check_lengths, draw_rows, encode_texts, image_size
 
 log = logging.getLogger(__name__)
 

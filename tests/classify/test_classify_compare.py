@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from classify.compare import CompareConfig, Endpoint, Margins, check_registration, main, pairs_of, registration
-from classify.metrics import METRICS, metrics_schema
+from classify.comparison.metrics import METRICS, metrics_schema
 from cohort.config import Run
 from cohort.errors import TailfillError, run_command
 from cohort.stage import Stage

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from classify.intervals import (
+from classify.comparison.intervals import (
     bootstrap,
     crossed_interval,
     holm,
@@ -15,7 +15,7 @@ from classify.intervals import (
     patient_draws,
     satterthwaite,
 )
-from classify.metrics import ClassMetrics
+from classify.comparison.metrics import ClassMetrics
 
 
 def made_up_test_set(rng, *, n_patients=80, per_patient=2, prevalence=0.25, n_seeds=3, seed_noise=0.5):
@@ -45,7 +45,7 @@ def test_draws_resample_whole_patients():
 
 
 def test_bootstrap_equals_a_loop_that_repeats_rows(monkeypatch):
-    monkeypatch.setattr("classify.intervals.CHUNK_ELEMENTS", 500)  # several chunks
+    monkeypatch.setattr("classify.comparison.intervals.CHUNK_ELEMENTS", 500)  # several chunks
     rng = np.random.default_rng(1)
     patients, labels, logits = made_up_test_set(rng, n_patients=40)
     logits = np.round(logits, 1)

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from classify.metrics import (
+from classify.comparison.metrics import (
     METRICS,
     N_BINS,
     ClassMetrics,

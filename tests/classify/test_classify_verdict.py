@@ -2,8 +2,8 @@
 
 import pytest
 
-from classify.intervals import Interval
-from classify.verdict import CANNOT_SAY, HELPS, HURTS, SAME_ARMS, TOO_FEW_SEEDS, Case, judge
+from classify.comparison.intervals import Interval
+from classify.comparison.verdict import CANNOT_SAY, HELPS, HURTS, SAME_ARMS, TOO_FEW_SEEDS, Case, judge
 
 ENDPOINT = {"metric": "AP", "group": "tail", "arm": "synthetic", "rival": "duplicate", "weights": "ema"}
 

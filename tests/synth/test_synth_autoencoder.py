@@ -6,18 +6,9 @@ import torch
 from accelerate import Accelerator
 
 from cohort.errors import TailfillError
-from synth.autoencoder import (
-    AutoencoderConfig,
-    Trainer,
-    build_autoencoder,
-    gradient_loss,
-    latent_scale,
-    psnr,
-    reconstruct,
-    to_grey,
-    to_signed,
-)
-from synth.training import load_checkpoint, save_checkpoint, step_generator
+from synth.autoencoder import AutoencoderConfig, Trainer, build_autoencoder
+from synth.learning.reconstruction import gradient_loss, latent_scale, psnr, reconstruct, to_grey, to_signed
+from synth.learning.training import load_checkpoint, save_checkpoint, step_generator
 
 CONFIG = AutoencoderConfig(image_size=16, block_out_channels=(8, 8), latent_channels=4, steps=6, batch_size=4,
                            precision="no", adversarial_start=0.3, learning_rate=1e-3)

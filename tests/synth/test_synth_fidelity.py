@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_kid import kernel_mmd
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from synth import fidelity
-from synth.fidelity import (
+from synth.judging import fidelity
+from synth.judging.fidelity import (
     FLOOR,
     MIN_KID,
     Comparison,

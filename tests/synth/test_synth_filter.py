@@ -16,10 +16,10 @@ from classify.models import Card, build_classifier, save_card, save_weights
 from cohort.provenance import hash_patients, write_patients
 from cohort.stage import Stage, hash_file
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, synthetic_schema, write_table
-from synth import encoders
 from synth import filter as command
-from synth.critic import load_critic
-from synth.verdicts import decide
+from synth.judging import encoders
+from synth.judging.critic import load_critic
+from synth.judging.verdicts import decide
 
 LABELS = ["Effusion", "Hernia"]
 SIZE = 32

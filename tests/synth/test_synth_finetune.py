@@ -17,12 +17,12 @@ from cohort.errors import TailfillError
 from cohort.tables import Cohort
 from prompts.phrases import N_VARIANTS, WORDINGS
 from synth.autoencoder import AutoencoderConfig, build_autoencoder
-from synth.denoiser import encode_moments, sample_latents, target_and_weight
 from synth.finetune import FinetuneConfig, Trainer, check, finish, load_pipeline
-from synth.fresh import FreshConfig, build_pipeline, train_tokenizer
-from synth.training import load_checkpoint, save_checkpoint
-from synth.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
-from synth.validation import choose_images
+from synth.learning.denoiser import encode_moments, sample_latents, target_and_weight
+from synth.learning.fresh import FreshConfig, build_pipeline, train_tokenizer
+from synth.learning.training import load_checkpoint, save_checkpoint
+from synth.learning.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
+from synth.learning.validation import choose_images
 
 TEXTS = ["Frontal PA chest radiograph of a 63-year-old woman. Hiatal hernia.", "Pulmonary edema, AP view."]
 CONFIG = FinetuneConfig(steps=4, batch_size=4, warmup_steps=2, learning_rate=1e-3, ema_decay=0.9, lora_rank=2)

@@ -23,7 +23,8 @@ from cohort.errors import TailfillError
 from cohort.provenance import write_patients
 from cohort.stage import Stage
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, write_table
-from synth import generate, parts, pipelines, sampling
+from synth import generate
+from synth.drawing import parts, pipelines, sampling
 
 LABELS = ["Hernia", "Effusion"]
 REPOSITORY = Path(__file__).parents[2]

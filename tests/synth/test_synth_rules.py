@@ -7,8 +7,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from cohort.errors import TailfillError
-from synth.critic import auroc_interval, resize_square
-from synth.rules import (
+from synth.judging.critic import auroc_interval, resize_square
+from synth.judging.rules import (
     NEGATIVE,
     Criterion,
     Evidence,

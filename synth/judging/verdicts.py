@@ -13,7 +13,7 @@ import pandas as pd
 from cohort.errors import TailfillError
 from cohort.stage import verify
 from cohort.tables import Cohort, read_table, synthetic_schema
-from synth.rules import Criterion, worst_margin
+from synth.judging.rules import Criterion, worst_margin
 
 SCORE_COLUMNS = ["sample_id", "rule", "label", "direction", "score", "threshold", "passed"]
 THRESHOLD_COLUMNS = ["rule", "label", "direction", "threshold", "source", "n_positive", "n_judged", "reason"]

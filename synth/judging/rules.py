@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from cohort.errors import TailfillError, nearest
-from synth.critic import auroc_interval
+from synth.judging.critic import auroc_interval
 
 NEGATIVE = "negative"
 """``charged_to`` of a matched negative."""

@@ -24,7 +24,7 @@ from PIL import Image
 from cohort.errors import TailfillError
 from cohort.stage import hash_bytes
 from cohort.tables import check_table, images_schema, read_table, write_table
-from synth.sampling import Drawn
+from synth.drawing.sampling import Drawn
 
 PENDING_BATCHES = 2
 """Batches whose PNGs may wait to be written; more would only cost memory."""

@@ -20,7 +20,7 @@ from cohort.pixels import load_images
 from cohort.stage import write_atomically
 from cohort.tables import Cohort
 from prompts.phrases import N_VARIANTS, fits, phrase
-from synth.denoiser import encode_moments, sample_latents
+from synth.learning.denoiser import encode_moments, sample_latents
 
 
 @dataclass(frozen=True, kw_only=True)

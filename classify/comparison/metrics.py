@@ -16,7 +16,7 @@ logits share one threshold. Weights that are counts are summed exactly in float6
 Undefined is not zero: the value is NaN here, null in a table, and ``undefined_reason`` says why. AP of a class without
 negatives is undefined too (it is 1 whatever the model says). Unknown labels are left out, class by class.
 
-Not promised: anything about a metric's uncertainty (``classify.intervals``), or one number over several label sets.
+Not promised: anything about a metric's uncertainty (``intervals``), or one number over several label sets.
 """
 
 from typing import Any

@@ -31,7 +31,7 @@ from scipy import stats
 Array = NDArray[np.float64]
 
 MIN_POSITIVE_PATIENTS = 10
-"""Fewer positive patients give no interval (DESIGN, rule 5): the bootstrap knows too little of their variance."""
+"""Fewer positive patients give no interval : the bootstrap knows too little of their variance."""
 CHUNK_ELEMENTS = 400_000
 """Images x draws evaluated at once: 3 MB of float64, chosen because it stays in a core's cache."""
 
@@ -80,7 +80,7 @@ def bootstrap(
 ) -> Array:
     """Evaluate every evaluator on the same draws: float64 (n_evaluators, n_metrics, n_draws).
 
-    An evaluator (``classify.metrics.ClassMetrics``) maps image weights (n_images, n) to values (n_metrics, n).
+    An evaluator (``metrics.ClassMetrics``) maps image weights (n_images, n) to values (n_metrics, n).
     ``patients``: (n_images,) row of each image's patient in ``draws`` (n_patients, n_draws).
     """
     step = max(1, CHUNK_ELEMENTS // max(1, len(patients)))

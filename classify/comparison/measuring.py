@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from classify.intervals import Array, bootstrap, mean_over_classes
-from classify.metrics import METRICS, ClassMetrics, choose_threshold, reliability, support, undefined_reason
+from classify.comparison.intervals import Array, bootstrap, mean_over_classes
+from classify.comparison.metrics import METRICS, ClassMetrics, choose_threshold, reliability, support, undefined_reason
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.stage import verify
@@ -110,7 +110,7 @@ def resample(scored: Mapping[str, Scored], cohort: Cohort, run: Run, *, weights:
     """Values on the test split as it is, and under each draw of patients.
 
     Returns float64 (n_arms, n_seeds, n_labels, n_metrics) and the same with a last axis of n_draws; NaN = undefined.
-    ``draws``: uint16 (n_patients, n_draws), shared by everything (``classify.intervals.patient_draws``).
+    ``draws``: uint16 (n_patients, n_draws), shared by everything (``classify.comparison.intervals.patient_draws``).
     """
     test = scored["test"]
     prepared = [one for arm in run.arms for seed in range(run.n_seeds)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.intervals import (
+from classify.comparison.intervals import (
     MIN_POSITIVE_PATIENTS,
     Array,
     Interval,
@@ -24,8 +24,8 @@ from classify.intervals import (
     mean_over_classes,
     patient_df,
 )
-from classify.measuring import Scored, null_reason
-from classify.metrics import METRICS, support
+from classify.comparison.measuring import Scored, null_reason
+from classify.comparison.metrics import METRICS, support
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Values and resampled values, as ``classify.measuring.resample`` returns them."""
+    """Values and resampled values, as ``classify.comparison.measuring.resample`` returns them."""
 
     values: Array
     """float64 (n_arms, n_seeds, n_labels, n_metrics)."""

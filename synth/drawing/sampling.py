@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from cohort.errors import TailfillError
-from synth.pipelines import denoiser
+from synth.drawing.pipelines import denoiser
 
 EMBEDDINGS: dict[str, tuple[tuple[str, int], ...]] = {
     "pooled_prompt_embeds": (("prompt_embeds", 0), ("pooled_prompt_embeds", 2)),

@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from classify.intervals import MIN_POSITIVE_PATIENTS, Interval, needed_factor
+from classify.comparison.intervals import MIN_POSITIVE_PATIENTS, Interval, needed_factor
 
 HELPS, HURTS = "helps", "hurts"
 CANNOT_SAY = "cannot say (too few positives)"
 TOO_FEW_SEEDS = "cannot say (too few seeds)"
 SAME_ARMS = "cannot say (both arms are the same)"
 MIN_SEEDS, CLAIM_SEEDS = 3, 5
-"""DESIGN, rule 5: at least 3 seeds, 5 for a claim."""
+"""Seeds below which nothing is said, and from which a claim may be made: the spread of two is hardly known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ def _about_sensitivity(case: Case) -> list[str]:
 
 
 def _sensitivity(case: Case) -> str:
-    """``shown``, ``not shown`` or ``unknown`` (DESIGN, rule 13)."""
+    """``shown``, ``not shown`` or ``unknown``."""
     if case.oracle is None:
         return "unknown"
     return "shown" if case.oracle.low is not None and case.oracle.low > 0 else "not shown"

@@ -1,0 +1,1 @@
+"""How images are drawn: pipelines loaded, rows sampled, finished batches kept."""

@@ -1,0 +1,1 @@
+"""How images are judged: rules and their thresholds, the critic, the encoders and distances of fidelity."""

@@ -1,0 +1,1 @@
+"""How a generator learns: networks from nothing, what they are taught, losses, checkpoints, validation."""
