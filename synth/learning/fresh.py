@@ -7,6 +7,7 @@ the autoencoder of the ``autoencoder`` stage. It loads with ``StableDiffusionPip
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -49,7 +50,7 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int) -> CLIPTokenize
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(alphabet) - len(specials), initial_alphabet=alphabet,
                                   end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(captions, trainer)
-    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    merges: Any = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     # important: a byte at the end of a word is another token; without all of them an unseen word would have no ids
     tokens = specials + alphabet + [f"{byte}</w>" for byte in alphabet] + ["".join(merge) for merge in merges]
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges=merges,
