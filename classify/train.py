@@ -262,7 +262,7 @@ def train(job: Job) -> None:
     with accelerator.main_process_first():  # the first writes the cache of pixels, the others read it
         slots = load_slots(arm, cohort, size=job.config.image_size, cache=job.run.folder / "cache",
                            synthetic=job.synthetic, threads=job.run.threads)
-    accelerator.init_trackers("tensorboard")
+    accelerator.init_trackers("tensorboard" if job.run.tracker == "tensorboard" else "tailfill")  # a folder; a project
     card = make_card(job, cohort, slots)
     shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))
     learner = fit(initial_model(job, card), slots, card, LOSSES[job.config.loss](shares), recipe=job.recipe,
