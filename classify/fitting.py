@@ -7,7 +7,6 @@ known labels, so the average of the gradients is the gradient of the global batc
 Not promised: bit-equal weights on another number of processes, or on CUDA, where convolutions may sum in another order.
 """
 
-import io
 import logging
 import math
 import time
@@ -25,8 +24,8 @@ from tqdm import tqdm
 from classify.losses import MultiLabelLoss
 from classify.models import Card, normalise
 from classify.slots import Slots, distort, distortions, step_places
+from classify.training import load_checkpoint, save_checkpoint
 from cohort.errors import TailfillError
-from cohort.stage import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -74,23 +73,17 @@ class Learner:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, file: Path) -> None:
-        """Write a checkpoint atomically."""
-        buffer = io.BytesIO()
-        torch.save({"step": self.step, "history": self.history, "model": self.model.state_dict(),
-                    "ema": self.ema.module.state_dict(), "optimizer": self.optimizer.state_dict()}, buffer)
-        write_atomically(file, buffer.getvalue())
+        """Write a checkpoint."""
+        save_checkpoint(file, step=self.step, history=self.history, model=self.model.state_dict(),
+                        ema=self.ema.module.state_dict(), optimizer=self.optimizer.state_dict())
 
     def load(self, file: Path) -> None:
-        """Go on from a checkpoint; raises ``TailfillError`` naming a file that is damaged or of another model."""
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        """Go on from a checkpoint, if there is one; raises ``TailfillError`` naming a damaged file."""
+        if state := load_checkpoint(file):
             self.model.load_state_dict(state["model"])
             self.ema.module.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.history = state["step"], state["history"]
-        except Exception as error:  # torch raises half a dozen types for a damaged file; all mean the same to the user
-            raise TailfillError(f"{file}: is no checkpoint to go on from ({error}); move it away to start again"
-                                ) from error
 
 
 def new_learner(model: nn.Module, *, weight_decay: float, ema_decay: float) -> Learner:
@@ -147,8 +140,8 @@ def fit(
         raise TailfillError(f"train.batch_size is {recipe.batch_size}; wanted: a multiple of the "
                             f"{accelerator.num_processes} processes")
     learner = new_learner(bare.to(accelerator.device), weight_decay=recipe.weight_decay, ema_decay=recipe.ema_decay)
-    if checkpoint.is_file():
-        learner.load(checkpoint)
+    learner.load(checkpoint)
+    if learner.step:
         log.info("train: goes on from step %d of %d", learner.step, recipe.steps)
     model = accelerator.prepare_model(bare).train()
     bar = tqdm(total=recipe.steps * recipe.batch_size, initial=learner.step * recipe.batch_size, unit="image",

@@ -23,7 +23,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from classify.arm import ARMS, FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, write_arm
@@ -40,6 +39,7 @@ from classify.models import (
     save_weights,
 )
 from classify.slots import Slots, grey_statistics, label_matrix, load_slots, prevalence
+from classify.training import CHECKPOINT, start_accelerator
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.pipeline import read_stamp
@@ -49,7 +49,6 @@ from cohort.tables import Cohort, arm_schema, load_cohort, read_table, write_tab
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
 PRECISIONS = ("no", "bf16")
 
 
@@ -232,20 +231,10 @@ def write_results(job: Job, stage: Stage, learner: Learner, card: Card, *, n_slo
     (stage.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def start_accelerator(job: Job) -> Accelerator:
-    """An accelerator whose tracker, if any, writes below the job's folder."""
-    tracker, precision = job.run.tracker, job.config.precision
-    try:
-        return Accelerator(mixed_precision=precision, log_with=None if tracker == "none" else tracker,
-                           project_dir=str(job.folder))
-    except ValueError as error:
-        raise TailfillError(f"tracker '{tracker}', train.precision '{precision}': {error}") from error
-
-
 def train(job: Job) -> None:
     """Train one arm with one seed, unless that is done; called by every process."""
-    torch.set_num_threads(job.run.threads)
-    cohort, accelerator = load_cohort(job.run.cohort_folder), start_accelerator(job)
+    accelerator = start_accelerator(job.run, job.folder, job.config.precision)
+    cohort = load_cohort(job.run.cohort_folder)
     if job.is_extra and accelerator.is_main_process:  # a critic needs no arm command of its own: `real` has no settings
         write_arm(job.run, ArmConfig(), arm=job.arm, seed=job.seed)
     accelerator.wait_for_everyone()

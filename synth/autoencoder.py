@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from classify.sheets import contact_sheet
+from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint, start_accelerator, step_generator
 from cohort.config import parse
 from cohort.errors import TailfillError, run_command
 from cohort.pixels import load_images
@@ -43,7 +44,6 @@ from synth.learning.reconstruction import (
     reconstruct,
     to_signed,
 )
-from synth.learning.training import load_checkpoint, save_checkpoint, start_accelerator, step_generator
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Trainer:
 def fit(trainer: Trainer, images: np.ndarray, folder: Path) -> None:
     """Train to the configured number of steps, going on from the last checkpoint; history is kept in it."""
     history: list[dict[str, float]] = []
-    if state := load_checkpoint(folder):
+    if state := load_checkpoint(folder / CHECKPOINT):
         trainer.load(state)
         history = state["history"]
     accelerator, config, begun = trainer.accelerator, trainer.config, time.monotonic()
@@ -185,9 +185,9 @@ def fit(trainer: Trainer, images: np.ndarray, folder: Path) -> None:
             bar.set_postfix(losses)
             accelerator.log(losses, step=trainer.step)
         if accelerator.is_main_process and trainer.step % config.checkpoint_every == 0:
-            save_checkpoint(folder, step=trainer.step, history=history, **trainer.state())
+            save_checkpoint(folder / CHECKPOINT, step=trainer.step, history=history, **trainer.state())
     if accelerator.is_main_process:
-        save_checkpoint(folder, step=trainer.step, history=history, **trainer.state())
+        save_checkpoint(folder / CHECKPOINT, step=trainer.step, history=history, **trainer.state())
         write_table(pd.DataFrame(history), folder / "history.parquet")
 
 
@@ -210,6 +210,7 @@ def finish(trainer: Trainer, cohort: Cohort, stage: Stage, *, cache: Path) -> No
     stage.finish(outputs=["model", "history.parquet", "patients.parquet"], seconds=float(seconds),
                  counts={"train_images": len(images["train"]), "steps": trainer.step},
                  extra={"psnr_db": score, "psnr_images": len(sample), "scaling_factor": vae.config.scaling_factor})
+    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def main() -> None:

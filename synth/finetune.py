@@ -29,6 +29,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from tqdm import tqdm
 
+from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint, start_accelerator, step_generator
 from cohort.config import Run, hub_or_path, parse
 from cohort.errors import TailfillError, run_command
 from cohort.provenance import FILE, check_no_overlap, write_patients
@@ -36,7 +37,6 @@ from cohort.stage import Stage, require
 from cohort.tables import Cohort, load_cohort, write_table
 from synth.learning.denoiser import Denoiser, denoising_loss
 from synth.learning.fresh import FreshConfig, build_pipeline
-from synth.learning.training import load_checkpoint, save_checkpoint, start_accelerator, step_generator
 from synth.learning.training_set import TrainingSet, captions, speakable, training_set
 from synth.learning.validation import draw_sheet, validation_losses
 
@@ -177,7 +177,7 @@ class Trainer:
 def fit(trainer: Trainer, sets: dict[str, TrainingSet], cohort: Cohort, folder: Path) -> None:
     """Train to the configured number of steps, going on from the last checkpoint; history is kept in it."""
     history: list[dict[str, float]] = []
-    if state := load_checkpoint(folder):
+    if state := load_checkpoint(folder / CHECKPOINT):
         trainer.load(state)
         history = state["history"]
     accelerator, config, begun = trainer.accelerator, trainer.config, time.monotonic()
@@ -198,7 +198,7 @@ def fit(trainer: Trainer, sets: dict[str, TrainingSet], cohort: Cohort, folder: 
             bar.set_postfix(loss=entry["loss"])
             accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=trainer.step)
         if main and (trainer.step % config.checkpoint_every == 0 or last):
-            save_checkpoint(folder, step=trainer.step, history=history, **trainer.state())
+            save_checkpoint(folder / CHECKPOINT, step=trainer.step, history=history, **trainer.state())
     if main:
         write_table(pd.DataFrame(history), folder / "history.parquet")
 
@@ -238,6 +238,8 @@ def finish(trainer: Trainer, n_images: int, cohort: Cohort, run: Run, stage: Sta
                "parameters": sum(p.numel() for p in trainer.unet.parameters()),
                "images_per_second": round(trainer.step * config.batch_size / max(seconds, 1e-9), 1)},
     )
+    for served in (CHECKPOINT, "latents_train.npy", "latents_val.npy"):
+        (stage.folder / served).unlink(missing_ok=True)
 
 
 def parents(config: FinetuneConfig, run: Run) -> list[Path]:

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from classify.sheets import contact_sheet
+from classify.training import step_generator
 from cohort.tables import Cohort
 from prompts.phrases import phrase
 from synth.learning.denoiser import denoising_loss, sample_latents
-from synth.learning.training import step_generator
 
 MAX_IMAGES = 256
 """Validation images scored; chosen because the loss is noisy in timesteps rather than in images."""

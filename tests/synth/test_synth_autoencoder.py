@@ -5,10 +5,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint, step_generator
 from cohort.errors import TailfillError
 from synth.autoencoder import AutoencoderConfig, Trainer, build_autoencoder
 from synth.learning.reconstruction import gradient_loss, latent_scale, psnr, reconstruct, to_grey, to_signed
-from synth.learning.training import load_checkpoint, save_checkpoint, step_generator
 
 CONFIG = AutoencoderConfig(image_size=16, block_out_channels=(8, 8), latent_channels=4, steps=6, batch_size=4,
                            precision="no", adversarial_start=0.3, learning_rate=1e-3)
@@ -59,9 +59,9 @@ def test_a_resumed_run_ends_at_the_same_bits(images: np.ndarray, tmp_path) -> No
     first = Trainer(CONFIG, Accelerator(cpu=True), seed=3)
     for _ in range(4):  # the discriminator has joined by then
         first.train_step(images)
-    save_checkpoint(tmp_path, step=first.step, history=[], **first.state())
+    save_checkpoint(tmp_path / CHECKPOINT, step=first.step, history=[], **first.state())
     second = Trainer(CONFIG, Accelerator(cpu=True), seed=3)
-    second.load(load_checkpoint(tmp_path))
+    second.load(load_checkpoint(tmp_path / CHECKPOINT))
     assert [second.train_step(images)["loss"] for _ in range(2)] == losses[4:]
     for name, value in straight.vae.state_dict().items():
         assert torch.equal(value, second.vae.state_dict()[name]), name
@@ -77,7 +77,7 @@ def test_sizes_that_do_not_fit_are_named() -> None:
 def test_a_damaged_checkpoint_is_named(tmp_path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
     with pytest.raises(TailfillError, match=r"checkpoint\.pt"):
-        load_checkpoint(tmp_path)
+        load_checkpoint(tmp_path / CHECKPOINT)
 
 
 def test_each_step_and_rank_draws_its_own_numbers() -> None:

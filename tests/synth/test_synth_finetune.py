@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from tiny_pipeline import IMAGE_SIZE, tiny_pipeline
 
+from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.tables import Cohort
@@ -20,7 +21,6 @@ from synth.autoencoder import AutoencoderConfig, build_autoencoder
 from synth.finetune import FinetuneConfig, Trainer, check, finish, load_pipeline
 from synth.learning.denoiser import encode_moments, sample_latents, target_and_weight
 from synth.learning.fresh import FreshConfig, build_pipeline, train_tokenizer
-from synth.learning.training import load_checkpoint, save_checkpoint
 from synth.learning.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
 from synth.learning.validation import choose_images
 
@@ -148,9 +148,9 @@ def test_a_pipeline_from_nothing_is_an_ordinary_diffusers_folder(tmp_path: Path)
 def test_a_resumed_run_ends_at_the_same_bits(mode: str, tmp_path: Path) -> None:
     config = replace(CONFIG, mode=mode, pipeline="a folder")
     straight, first = trained(config, 4), trained(config, 2)
-    save_checkpoint(tmp_path, step=first.step, history=[], **first.state())
+    save_checkpoint(tmp_path / CHECKPOINT, step=first.step, history=[], **first.state())
     second = trained(config, 0)
-    second.load(load_checkpoint(tmp_path))
+    second.load(load_checkpoint(tmp_path / CHECKPOINT))
     data = training_set(second.pipeline)
     for _ in range(2):
         second.train_step(data)

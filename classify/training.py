@@ -1,4 +1,4 @@
-"""What both trainings of this package share: an accelerator, and checkpoints to stop and go on from.
+"""What every training shares: an accelerator with a tracker, and checkpoints to stop and go on from.
 
 One checkpoint file per training run, written under a temporary name and renamed.
 
@@ -19,29 +19,30 @@ from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.stage import write_atomically
 
-FILE = "checkpoint.pt"
+CHECKPOINT = "checkpoint.pt"
 
 
 def start_accelerator(run: Run, folder: Path, precision: str) -> Accelerator:
-    """An accelerator with the run's tracker writing below ``folder``; raises ``TailfillError`` for the precision."""
+    """An accelerator with the run's tracker writing below ``folder``; ``TailfillError`` if it cannot be had."""
     if precision not in ("no", "bf16", "fp16"):
         raise TailfillError(f"precision is '{precision}'; wanted: no, bf16 or fp16")
-    named = None if run.tracker == "none" else run.tracker
-    accelerator = Accelerator(mixed_precision=precision, log_with=named, project_dir=str(folder))
     torch.set_num_threads(run.threads)
-    return accelerator
+    try:
+        return Accelerator(mixed_precision=precision, log_with=None if run.tracker == "none" else run.tracker,
+                           project_dir=str(folder))
+    except ValueError as error:
+        raise TailfillError(f"tracker '{run.tracker}', precision '{precision}': {error}") from error
 
 
-def save_checkpoint(folder: Path, *, step: int, **states: Any) -> None:
-    """Write the state dicts and the number of finished steps to ``folder/checkpoint.pt``."""
+def save_checkpoint(file: Path, *, step: int, **states: Any) -> None:
+    """Write the number of finished steps and the state dicts, atomically."""
     buffer = io.BytesIO()
     torch.save({"step": step, **states}, buffer)
-    write_atomically(folder / FILE, buffer.getvalue())
+    write_atomically(file, buffer.getvalue())
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(file: Path) -> dict[str, Any] | None:
     """The last checkpoint, on the CPU, or None; a broken file raises ``TailfillError``. Tensors and numbers only."""
-    file = folder / FILE
     if not file.is_file():
         return None
     try:
