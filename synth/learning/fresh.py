@@ -47,12 +47,14 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int) -> CLIPTokenize
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=specials[1]))
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
     learner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(alphabet) - len(specials), initial_alphabet=alphabet,
-                                  end_of_word_suffix="</w>", show_progress=False)
+    # important: a byte at the end of a word is another token. All of them are given beforehand: an unseen word would
+    # else have no ids, and equal counts would be settled in the order of a hash map, anew in each process.
+    endings = [f"{byte}</w>" for byte in alphabet]
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary - len(specials), initial_alphabet=alphabet,
+                                  special_tokens=endings, end_of_word_suffix="</w>", show_progress=False)
     learner.train_from_iterator(captions, trainer)
     merges: Any = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
-    # important: a byte at the end of a word is another token; without all of them an unseen word would have no ids
-    tokens = specials + alphabet + [f"{byte}</w>" for byte in alphabet] + ["".join(merge) for merge in merges]
+    tokens = specials + alphabet + endings + ["".join(merge) for merge in merges]
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(dict.fromkeys(tokens))}, merges=merges,
                          model_max_length=MAX_TOKENS)
 
