@@ -1,22 +1,15 @@
-"""The stages in order, and where a run stands: the ``tailfill`` command.
-
-::
-
-    tailfill                 the stages, one line each with its command
-    tailfill status RUN      per stage: complete, stale, begun or missing; counts; time; the next command to type
+"""The stages in order: name, command, folder; and what the stamp in a folder says.
 
 Stages meet only in folders of a run; this table is the one place that names them.
 """
 
-import argparse
 import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cohort.errors import TailfillError, run_command
+from cohort.errors import TailfillError
 
 STAMP = "_stage.json"
 BEGUN = "_begun.json"
@@ -26,7 +19,7 @@ BEGUN = "_begun.json"
 class StageEntry:
     """One line of the pipeline: its name, the command to type, the folder that it writes below the run's.
 
-    In ``folder``, ARM stands for any arm, SEED for an arm's seed (below 1000) and CRITIC for one from 1000 on.
+    In folder and command, ARM stands for any arm, SEED for an arm's seed (below 1000), CRITIC for one from 1000 on.
     """
 
     name: str
@@ -54,7 +47,7 @@ STAGES: tuple[StageEntry, ...] = (
         row="an image made, or its error",
     ),
     StageEntry(
-        name="critic", command="accelerate launch classify/train.py --config C --arm real --arm-seed 1000",
+        name="critic", command="accelerate launch classify/train.py --config C --arm real --arm-seed CRITIC",
         folder="train/real/seed_CRITIC", row="(weights of the filter's critic, and of the start that the arms share)",
     ),
     StageEntry(
@@ -62,15 +55,15 @@ STAGES: tuple[StageEntry, ...] = (
         row="an image made: labels, scores, keep, reason",
     ),
     StageEntry(
-        name="arm", command="python -m classify.arm --config C --arm ARM --arm-seed N", folder="arms/ARM/seed_SEED",
+        name="arm", command="python -m classify.arm --config C --arm ARM --arm-seed SEED", folder="arms/ARM/seed_SEED",
         row="a training slot",
     ),
     StageEntry(
-        name="train", command="accelerate launch classify/train.py --config C --arm ARM --arm-seed N",
+        name="train", command="accelerate launch classify/train.py --config C --arm ARM --arm-seed SEED",
         folder="train/ARM/seed_SEED", row="(weights)",
     ),
     StageEntry(
-        name="predict", command="accelerate launch classify/predict.py --config C --arm ARM --arm-seed N",
+        name="predict", command="accelerate launch classify/predict.py --config C --arm ARM --arm-seed SEED",
         folder="predictions/ARM/seed_SEED", row="an image x label set: logits",
     ),
     StageEntry(
@@ -127,65 +120,3 @@ def stage_folders(run: Path, entry: StageEntry) -> list[Path]:
     depth = "/".join("*" * len(entry.folder.split("/")))
     return sorted(path for path in run.glob(depth) if path.is_dir() and
                   re.fullmatch(pattern, path.relative_to(run).as_posix()))
-
-
-def describe(run: Path, entry: StageEntry) -> tuple[str, str, float]:
-    """State, counts and seconds of a stage of ``run``; stages with one folder per arm and seed are summed."""
-    folders = stage_folders(run, entry)
-    stamps = [(folder, read_stamp(folder)) for folder in folders]
-    states = [folder_state(folder) for folder in folders]
-    if not states:
-        return "missing", "", 0.0
-    counts: dict[str, int] = {}
-    for _, stamp in stamps:
-        for key, value in (stamp or {}).get("counts", {}).items():
-            if isinstance(value, int):
-                counts[key] = counts.get(key, 0) + value
-    seconds = sum((stamp or {}).get("seconds", 0.0) for _, stamp in stamps)
-    state = next((s for s in ("stale", "begun", "missing") if s in states), "complete")
-    if "seed_" in entry.folder:
-        n = len(states)
-        state = f"{states.count('complete')}/{n} complete" if state == "complete" else f"{state} (of {n})"
-    return state, " ".join(f"{key}={value:,}" for key, value in counts.items()), seconds
-
-
-def print_pipeline() -> None:
-    """Print the stages in order, one line each."""
-    width = max(len(stage.command) for stage in STAGES)
-    sys.stdout.write("RUN is the experiment's folder, C its YAML; `tailfill status RUN` says what to type next.\n\n")
-    for stage in STAGES:
-        sys.stdout.write(f"{stage.name:12} {stage.command:{width}}  -> {stage.folder}: {stage.row}\n")
-    sys.stdout.write("\nall of them  python scripts/experiment.py C\n")
-
-
-def print_status(run: Path) -> None:
-    """Print where ``run`` stands and the next command."""
-    if not run.is_dir():
-        raise TailfillError(f"{run}: is no folder; wanted: the folder of a run")
-    config = run / "config.yaml"
-    upcoming = None
-    for stage in STAGES:
-        state, counts, seconds = describe(run, stage)
-        sys.stdout.write(f"{stage.name:12} {state:18} {seconds / 60:7.1f} min  {counts}\n")
-        if upcoming is None and "complete" not in state and not (stage.name == "autoencoder" and state == "missing"):
-            upcoming = stage
-    if upcoming is None:
-        sys.stdout.write(f"\ncomplete: open {run / 'report' / 'report.html'}\n")
-        return
-    name = str(config) if config.is_file() else "CONFIG.yaml"
-    command = re.sub(r" C\b", lambda _: f" {name}", upcoming.command).replace("RUN", str(run))
-    sys.stdout.write(f"\nnext: {command}\n  or: python scripts/experiment.py {name}\n")
-
-
-def main() -> None:
-    """``tailfill`` and ``tailfill status RUN``."""
-    raw = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(prog="tailfill", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command")
-    commands.add_parser("status", help="where a run stands").add_argument("run", type=Path)
-    options = parser.parse_args()
-    run_command(print_pipeline if options.command is None else lambda: print_status(options.run))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from cohort_toys import run_as_command
 
-from cohort.pipeline import SECTIONS, STAGES, folder_state, main
+from cohort.pipeline import SECTIONS, STAGES, folder_state
 from cohort.stage import Stage, write_atomically
+from cohort.status import main
 
 
 def make(folder: Path, name: str, *, inputs: dict[str, Path] | None = None, content: bytes = b"x",
@@ -80,6 +81,23 @@ def test_arms_and_seeds_are_summed_and_critics_kept_apart(tmp_path: Path, capsys
     make(tmp_path / "train" / "duplicate" / "seed_0", "train", begun=True)
     table, _ = status(tmp_path, capsys)
     assert "begun" in table["train"]
+
+
+def test_what_is_missing_is_read_from_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("{arms: [real, synthetic], n_seeds: 2, train: {init_seed: 2000}, "
+                                          "filter: {critic_seeds: [1000]}}")
+    for folder in ("cohort", "plan", "generator", "images", "train/real/seed_2000"):
+        make(tmp_path / folder, folder.split("/")[0])
+    table, upcoming = status(tmp_path, capsys)
+    assert "1/2 complete, 1 missing" in table["critic"]
+    assert "4 missing" in table["train"]
+    assert "not needed" in table["autoencoder"]
+    assert upcoming == (f"next: accelerate launch classify/train.py --config {tmp_path}/config.yaml "
+                        "--arm real --arm-seed 1000")
+    for folder in ("train/real/seed_1000", "synthetic", "arms/real/seed_0", "arms/real/seed_1", "arms/synthetic/seed_0"):
+        make(tmp_path / folder, folder.split("/")[0])
+    _, upcoming = status(tmp_path, capsys)
+    assert upcoming.endswith("--arm synthetic --arm-seed 1")
 
 
 def test_a_complete_run_points_to_its_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
