@@ -44,7 +44,8 @@ def summarise(folders: list[Path], states: list[str]) -> tuple[str, str, float]:
     counts: Counter[str] = Counter()
     for stamp in stamps:
         counts.update({key: value for key, value in stamp.get("counts", {}).items() if isinstance(value, int)})
-    state = states[0] if len(states) == 1 else ", ".join(
+    several = bool(folders) and folders[0].name.startswith("seed_")
+    state = "".join(states) if not several else ", ".join(
         f"{n} {word}" if word != "complete" else f"{n}/{len(states)} complete" for word, n in Counter(states).items())
     shown = " ".join(f"{key}={value:,}" for key, value in counts.items())
     return state or "not needed", shown, sum(stamp.get("seconds", 0.0) for stamp in stamps)
@@ -62,8 +63,7 @@ def next_command(run: Path, entry: StageEntry, folder: Path, config: Path) -> st
 def print_pipeline() -> None:
     """Print the stages in order, one line each."""
     width = max(len(stage.command) for stage in STAGES)
-    sys.stdout.write("RUN is the experiment's folder, C its YAML; `tailfill status RUN` says what to type next.\n"
-                     "ARM and SEED are one of its arms and seeds, CRITIC is a seed from 1000 on.\n\n")
+    sys.stdout.write("RUN: an experiment's folder; C: its YAML; ARM, SEED: one of its arms, seeds; CRITIC: 1000 and up\n\n")
     for stage in STAGES:
         sys.stdout.write(f"{stage.name:12} {stage.command:{width}}  -> {stage.folder}: {stage.row}\n")
     sys.stdout.write("\nall of them  python scripts/experiment.py C\n")
