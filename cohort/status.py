@@ -63,7 +63,7 @@ def next_command(run: Path, entry: StageEntry, folder: Path, config: Path) -> st
 def print_pipeline() -> None:
     """Print the stages in order, one line each."""
     width = max(len(stage.command) for stage in STAGES)
-    sys.stdout.write("RUN: an experiment's folder; C: its YAML; ARM, SEED: one of its arms, seeds; CRITIC: 1000 and up\n\n")
+    sys.stdout.write("RUN: an experiment's folder; C: its YAML; ARM, SEED: of its arms, seeds; CRITIC: 1000 and up\n\n")
     for stage in STAGES:
         sys.stdout.write(f"{stage.name:12} {stage.command:{width}}  -> {stage.folder}: {stage.row}\n")
     sys.stdout.write("\nall of them  python scripts/experiment.py C\n")
