@@ -24,8 +24,7 @@ from tqdm import tqdm
 from classify.losses import MultiLabelLoss
 from classify.models import Card, normalise
 from classify.slots import Slots, distort, distortions, step_places
-from classify.training import load_checkpoint, save_checkpoint
-from cohort.errors import TailfillError
+from classify.training import check_finite, load_checkpoint, save_checkpoint, share_batch
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +135,7 @@ def fit(
 
     Raises ``TailfillError`` when the loss is no longer finite, or the batch cannot be shared evenly.
     """
-    if recipe.batch_size % accelerator.num_processes:
-        raise TailfillError(f"train.batch_size is {recipe.batch_size}; wanted: a multiple of the "
-                            f"{accelerator.num_processes} processes")
+    share_batch(recipe.batch_size, accelerator.num_processes, key="train.batch_size")
     learner = new_learner(bare.to(accelerator.device), weight_decay=recipe.weight_decay, ema_decay=recipe.ema_decay)
     learner.load(checkpoint)
     if learner.step:
@@ -183,8 +180,7 @@ def _step(
 def _note(learner: Learner, losses: list[Tensor], *, speed: float, accelerator: Accelerator) -> None:
     """Add a row to the history and to the tracker."""
     mean = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-    if not math.isfinite(mean):
-        raise TailfillError(f"train: the loss is {mean} at step {learner.step}; wanted: a finite one; lower train.lr")
+    check_finite(mean, step=learner.step, stage="train")
     row = {"loss": mean, "lr": learner.optimizer.param_groups[0]["lr"], "images_per_second": speed}
     learner.history.append({"step": learner.step, **row})
     accelerator.log(row, step=learner.step)

@@ -39,7 +39,7 @@ from classify.models import (
     save_weights,
 )
 from classify.slots import Slots, grey_statistics, label_matrix, load_slots, prevalence
-from classify.training import CHECKPOINT, start_accelerator
+from classify.training import CHECKPOINT, check_precision, start_accelerator
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.pipeline import read_stamp
@@ -49,7 +49,6 @@ from cohort.tables import Cohort, arm_schema, load_cohort, read_table, write_tab
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("no", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +93,9 @@ class TrainConfig:
     """Steps between checkpoints; does not change the result. 1 or more."""
 
     def __post_init__(self) -> None:
-        for key, words in (("loss", list(LOSSES)), ("precision", list(PRECISIONS))):
-            if getattr(self, key) not in words:
-                raise TailfillError(f"train.{key} is '{getattr(self, key)}'{nearest(getattr(self, key), words)}")
+        check_precision(self.precision, key="train.precision")
+        if self.loss not in LOSSES:
+            raise TailfillError(f"train.loss is '{self.loss}'{nearest(self.loss, list(LOSSES))}")
         legal = {key: getattr(self, key) >= 1 for key in ("steps", "base_steps", "batch_size", "checkpoint_every")}
         legal |= {key: getattr(self, key) > 0 for key in ("lr", "base_lr", "grad_clip")}
         legal |= {key: 0 <= getattr(self, key) < 1 for key in ("drop_path", "warmup_share", "ema_decay")}

@@ -8,6 +8,7 @@ and thread count.
 """
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,31 @@ CHECKPOINT = "checkpoint.pt"
 
 def start_accelerator(run: Run, folder: Path, precision: str) -> Accelerator:
     """An accelerator with the run's tracker writing below ``folder``; ``TailfillError`` if it cannot be had."""
-    if precision not in ("no", "bf16", "fp16"):
-        raise TailfillError(f"precision is '{precision}'; wanted: no, bf16 or fp16")
     torch.set_num_threads(run.threads)
     try:
         return Accelerator(mixed_precision=precision, log_with=None if run.tracker == "none" else run.tracker,
                            project_dir=str(folder))
     except ValueError as error:
         raise TailfillError(f"tracker '{run.tracker}', precision '{precision}': {error}") from error
+
+
+def check_precision(precision: str, *, key: str) -> None:
+    """Raise ``TailfillError`` for what no training here can do; fp16 would need its gradients scaled."""
+    if precision not in ("no", "bf16"):
+        raise TailfillError(f"{key} is '{precision}'; wanted: no or bf16")
+
+
+def share_batch(batch_size: int, parts: int, *, key: str) -> int:
+    """Images of a batch for each of ``parts`` passes; raises ``TailfillError`` when they do not come out even."""
+    if batch_size % parts:
+        raise TailfillError(f"{key} is {batch_size}; wanted: a multiple of {parts} (processes x accumulation)")
+    return batch_size // parts
+
+
+def check_finite(loss: float, *, step: int, stage: str) -> None:
+    """Raise ``TailfillError`` when training has diverged: its weights are of no use, and nothing is stamped."""
+    if not math.isfinite(loss):
+        raise TailfillError(f"{stage}: the loss is {loss} at step {step}; lower the learning rate")
 
 
 def save_checkpoint(file: Path, *, step: int, **states: Any) -> None:

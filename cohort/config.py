@@ -27,6 +27,10 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
     """jsonargparse's help with a module's docstring left in its lines."""
 
 
+TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "dvclive", "aim", "swanlab", "trackio")
+"""accelerate's trackers, and none."""
+
+
 def path(default: Any = MISSING) -> Any:
     """A dataclass field that holds a path; relative ones resolve against the config's folder."""
     return _marked("path", default)
@@ -59,6 +63,14 @@ class Run:
     """The arms to compare; names as ``python -m classify.arm --help`` lists them."""
     n_seeds: int = 3
     """Seeds per arm: 0 to n_seeds - 1. At least 3, 5 for a claim."""
+
+    def __post_init__(self) -> None:
+        """Raise ``TailfillError`` for the first value out of range."""
+        require_values("", seed=(self.seed, 0 <= self.seed < 2**32, "0 to 4294967295"),
+                threads=(self.threads, self.threads >= 1, "1 or more"),
+                tracker=(self.tracker, self.tracker in TRACKERS, ", ".join(TRACKERS)),
+                arms=(list(self.arms), len(set(self.arms)) == len(self.arms) > 0, "different names, one or more"),
+                n_seeds=(self.n_seeds, self.n_seeds >= 1, "1 or more"))
 
     @property
     def folder(self) -> Path:
@@ -105,18 +117,19 @@ def parse(
         parsed = parser.instantiate(parser.parse_args(argv))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         _fail_plainly(str(error))
-    run = Run(**{f.name: getattr(parsed, f.name) for f in fields(Run)})
-    if run.threads < 1:
-        fail(f"threads is {run.threads}; wanted: 1 or more")
-    try:
-        return Options(
-            run=run,
-            section=getattr(parsed, section),
-            extra={name: getattr(parsed, flag.replace("-", "_")) for name, flag in flags.items()},
-            dry_run=parsed.dry_run,
-        )
-    except TailfillError as error:
-        fail(str(error))
+    return Options(
+        run=Run(**{f.name: getattr(parsed, f.name) for f in fields(Run)}),
+        section=getattr(parsed, section),
+        extra={name: getattr(parsed, flag.replace("-", "_")) for name, flag in flags.items()},
+        dry_run=parsed.dry_run,
+    )
+
+
+def require_values(section: str, **legal: tuple[Any, bool, str]) -> None:
+    """Raise ``TailfillError`` for the first ``key=(value, is_legal, what is wanted)`` that is not legal."""
+    for key, (value, is_legal, wanted) in legal.items():
+        if not is_legal:
+            raise TailfillError(f"{section}.{key}".removeprefix(".") + f" is {value!r}; wanted: {wanted}")
 
 
 def load_yaml(file: Path) -> dict[str, Any]:

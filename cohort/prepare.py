@@ -30,7 +30,7 @@ from cohort.sources import csv_folder, nih
 from cohort.sources.checks import describe_bad, reject_duplicates, reject_shared_patients, reject_unreadable
 from cohort.sources.rows import SourceTable
 from cohort.splits import split_patients
-from cohort.stage import Stage, hash_bytes, hash_file
+from cohort.stage import Stage, hash_bytes
 from cohort.tables import SPLITS, cohort_schema, write_table
 
 log = logging.getLogger(__name__)
@@ -154,9 +154,9 @@ def write_cohort(stage: Stage, table: SourceTable, frame: pd.DataFrame, root: Pa
     for name, content in outputs.items():
         write_table(content, stage.folder / name, cohort_schema(labels) if name == "cohort.parquet" else None)
     counts = count_rows(table, frame)
-    # important: the salt follows from the table's bytes, so that equal cohorts have equal patient hashes wherever they
-    # were made, and a model trained on one is still refused beside the other
-    salt = hash_bytes(f"salt of {hash_file(stage.folder / 'cohort.parquet')}".encode())[:32]
+    # important: the salt follows from the patients alone, so that the same patients have the same hashes however they
+    # are split, and a model that was trained on one split is refused beside another
+    salt = hash_bytes(f"salt of {sorted(set(frame['patient_id']))}".encode())[:32]
     source = frame["root"].iloc[0]
     stage.finish(outputs=list(outputs), counts=counts, extra={
         "labels": labels, "groups": groups, "roots": {source: str(root)}, "salt": salt,

@@ -34,6 +34,10 @@ from prompts.scarcity import RULES, Targets, find_scarce, set_targets, train_cou
 log = logging.getLogger(__name__)
 
 
+MAX_TOTAL = 10_000_000
+"""Forty times CXR-LT's training set: more is a slip of the finger."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """What to ask for."""
@@ -79,6 +83,8 @@ class PlanConfig:
             raise TailfillError(f"plan.max_ratio: is {self.max_ratio}; wanted: above 0, or null for no cap")
         if not 0 <= self.beta < 1:
             raise TailfillError(f"plan.beta: is {self.beta}; wanted: 0 or more and below 1")
+        if self.total is not None and self.total > MAX_TOTAL:
+            raise TailfillError(f"plan.total: is {self.total}; wanted: {MAX_TOTAL} at most")
         if self.rule == "floor" and self.floor is None:
             raise TailfillError("plan.floor: is missing; rule 'floor' wants the images per class to aim for")
         for label, n in self.per_class.items():

@@ -16,6 +16,7 @@ import yaml
 
 from classify.arm import check_arm
 from classify.compare import CompareConfig, registration
+from classify.training import share_batch
 from cohort.config import Run, check_keys, load_yaml, resolve_paths
 from cohort.errors import TailfillError, fail
 from cohort.stage import write_atomically
@@ -72,6 +73,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
         raise TailfillError(f"--processes is {built.processes}; wanted: 1 or more")
     run = Run(**{f.name: built[f.name] for f in fields(Run)})
     check_arms(run, built["compare"])
+    check_together(built, content, file)
     plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
     return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
                       processes=built.processes, dry_run=built.dry_run)
@@ -109,6 +111,22 @@ def check_arms(run: Run, compare: CompareConfig) -> None:
     for role, arm in (("arm", compare.endpoint.arm), ("rival", compare.endpoint.rival)):
         if arm not in run.arms:
             raise TailfillError(f"compare.endpoint.{role} is '{arm}'; wanted: one of the arms {', '.join(run.arms)}")
+
+
+def check_together(built: Any, content: dict[str, Any], file: Path | None) -> None:
+    """Raise ``TailfillError`` for sections that are right for themselves but not together."""
+    pipeline, start = built["finetune"].pipeline, built["train"].init_seed
+    if pipeline is None and "autoencoder" not in content:
+        raise TailfillError(f"config {file}: no section autoencoder and no finetune.pipeline; wanted: one of them")
+    if pipeline is not None and Path(pipeline).is_absolute() and not Path(pipeline).is_dir():
+        raise TailfillError(f"finetune.pipeline: {pipeline} is no folder; wanted: a pipeline folder or a hub id")
+    if start in built["filter"].critic_seeds:
+        raise TailfillError(f"filter.critic_seeds holds {start}, the start that all arms share (train.init_seed); "
+                            "wanted: another seed, for a filter of its own")
+    share_batch(built["finetune"].batch_size, built["finetune"].gradient_accumulation * built.processes,
+                key="finetune.batch_size")
+    for section in ("train", *(["autoencoder"] if "autoencoder" in content else [])):
+        share_batch(built[section].batch_size, built.processes, key=f"{section}.batch_size")
 
 
 def fix_endpoint(experiment: Experiment) -> None:

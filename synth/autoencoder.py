@@ -27,9 +27,18 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from classify.sheets import contact_sheet
-from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint, start_accelerator, step_generator
-from cohort.config import parse
-from cohort.errors import TailfillError, run_command
+from classify.training import (
+    CHECKPOINT,
+    check_finite,
+    check_precision,
+    load_checkpoint,
+    save_checkpoint,
+    share_batch,
+    start_accelerator,
+    step_generator,
+)
+from cohort.config import parse, require_values
+from cohort.errors import run_command
 from cohort.pixels import load_images
 from cohort.provenance import write_patients
 from cohort.stage import Stage
@@ -78,16 +87,31 @@ class AutoencoderConfig:
     precision: str = "bf16"
     """``no`` or ``bf16`` (autocast)."""
     checkpoint_every: int = 200
-    """Steps between checkpoints."""
+    """Steps between checkpoints; does not change the result. 1 or more."""
+
+    def __post_init__(self) -> None:
+        """Raise ``TailfillError`` for the first value out of range."""
+        levels = self.block_out_channels
+        factor = 2 ** max(0, len(levels) - 1)
+        check_precision(self.precision, key="autoencoder.precision")
+        ones = {key: getattr(self, key) for key in
+                ("layers_per_block", "latent_channels", "steps", "batch_size", "checkpoint_every")}
+        weights = {key: getattr(self, key) for key in ("gradient_weight", "kl_weight", "adversarial_weight")}
+        require_values(
+            "autoencoder", **{key: (n, n >= 1, "1 or more") for key, n in ones.items()},
+            **{key: (weight, weight >= 0, "0 or more") for key, weight in weights.items()},
+            block_out_channels=(list(levels), len(levels) > 0 and all(n > 0 and n % 8 == 0 for n in levels),
+                                "one or more multiples of 8"),
+            image_size=(self.image_size, self.image_size >= 8 and self.image_size % factor == 0,
+                        f"a multiple of {factor}, 8 or more"),
+            learning_rate=(self.learning_rate, self.learning_rate > 0, "above 0"),
+            adversarial_start=(self.adversarial_start, 0 <= self.adversarial_start <= 1, "0 to 1"),
+        )
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
-    """An untrained ``AutoencoderKL``, one channel in and out. Raises ``TailfillError`` for sizes that do not fit."""
+    """An untrained ``AutoencoderKL``, one channel in and out."""
     levels = len(config.block_out_channels)
-    if config.image_size % 2 ** (levels - 1):
-        raise TailfillError(f"autoencoder.image_size is {config.image_size}; wanted: a multiple of {2 ** (levels - 1)}")
-    if any(channels % 8 for channels in config.block_out_channels):
-        raise TailfillError(f"autoencoder.block_out_channels is {config.block_out_channels}; wanted: multiples of 8")
     return AutoencoderKL(
         in_channels=1, out_channels=1, latent_channels=config.latent_channels, norm_num_groups=8,
         block_out_channels=config.block_out_channels, layers_per_block=config.layers_per_block,
@@ -124,9 +148,10 @@ class Trainer:
 
     def train_step(self, images: np.ndarray) -> dict[str, float]:
         """One optimiser step on this rank's share of a batch drawn from ``images`` (uint8, n x h x w)."""
-        config, world = self.config, self.accelerator.num_processes
+        config = self.config
+        share = share_batch(config.batch_size, self.accelerator.num_processes, key="autoencoder.batch_size")
         generator = step_generator(self.seed, self.step, rank=self.accelerator.process_index)
-        chosen = torch.randint(len(images), (max(1, config.batch_size // world),), generator=generator).numpy()
+        chosen = torch.randint(len(images), (share,), generator=generator).numpy()
         target = to_signed(images[chosen]).to(self.accelerator.device)
         side = config.image_size // 2 ** (len(config.block_out_channels) - 1)
         noise = torch.randn((len(chosen), config.latent_channels, side, side), generator=generator)
@@ -145,6 +170,7 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
+        check_finite(loss.item(), step=self.step, stage="autoencoder")
         return {"loss": loss.item(), "l1": pixel.item()}
 
     def learning_rate(self) -> float:
@@ -218,15 +244,15 @@ def main() -> None:
     options = parse("autoencoder", AutoencoderConfig, doc=__doc__)
     run, config = options.run, options.section
     cohort = load_cohort(run.cohort_folder)
+    settings = {key: value for key, value in asdict(config).items() if key != "checkpoint_every"}
     stage = Stage("autoencoder", run.folder / "autoencoder", inputs={"cohort": run.cohort_folder},
-                  config={**asdict(config), "seed": run.seed, "threads": run.threads})
+                  config={**settings, "seed": run.seed, "threads": run.threads})
     if options.dry_run:
         sys.stdout.write(stage.describe(train_images=len(cohort.split("train")), steps=config.steps) + "\n")
         return
     if stage.is_complete():
         log.info("autoencoder: complete, nothing to do")
         return
-    build_autoencoder(config)
     accelerator = start_accelerator(run, stage.folder / "tensorboard", config.precision)
     if accelerator.is_main_process:
         stage.begin()

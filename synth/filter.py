@@ -45,7 +45,7 @@ from cohort.tables import (
     synthetic_schema,
     write_table,
 )
-from synth.judging.critic import critic_folders, load_critic
+from synth.judging.critic import FIRST_SEED, critic_folders, load_critic
 from synth.judging.encoders import check_encoder, make_encoder
 from synth.judging.fidelity import measure_sets
 from synth.judging.rules import NEGATIVE, RULES, Evidence, RealImages, apply_rules, check_rules
@@ -79,6 +79,9 @@ class FilterConfig:
         for key, least in (("fidelity_n", 2), ("kid_subset", 5)):
             if getattr(self, key) < least:
                 raise TailfillError(f"filter.{key} is {getattr(self, key)}; wanted: {least} or more")
+        if self.needs_critic and (not self.critic_seeds or min(self.critic_seeds) < FIRST_SEED):
+            raise TailfillError(f"filter.critic_seeds is {list(self.critic_seeds)}; wanted: one or more, each "
+                                f"{FIRST_SEED} or more: those below are the arms'")
 
     @property
     def needs_critic(self) -> bool:

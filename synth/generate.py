@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from tqdm import tqdm
 
-from cohort.config import Options, Run, hub_or_path, parse
+from cohort.config import Options, Run, hub_or_path, parse, require_values
 from cohort.errors import TailfillError, run_command
 from cohort.provenance import FILE as PATIENTS
 from cohort.provenance import check_no_overlap
@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 RUNTIME = ("micro_batch", "io_threads", "attention")
 """Settings that say how the work is done, not what comes out; no part of the stage's fingerprint."""
+PLACES = ("pipeline", "revision", "lora")
+"""Where weights lie; what identifies them in the fingerprint is their hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,17 @@ class GenerateConfig:
     """Only the first rows of the plan, for trying; 1 or more; default: all."""
 
 
+    def __post_init__(self) -> None:
+        """Raise ``TailfillError`` for the first value out of range."""
+        check_names(scheduler=self.scheduler, precision=self.precision, attention=self.attention)
+        counts = {key: getattr(self, key) for key in
+                  ("num_inference_steps", "micro_batch", "io_threads", "limit", "height", "width")}
+        start, stop = self.guidance_interval
+        require_values("generate", **{key: (n, n is None or n >= 1, "1 or more") for key, n in counts.items()},
+                guidance_scale=(self.guidance_scale, self.guidance_scale >= 1, "1 or more"),
+                guidance_interval=([start, stop], 0 <= start <= stop <= 1, "0 <= start <= stop <= 1"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """Everything that is known and checked before weights are loaded."""
@@ -97,20 +110,6 @@ class Work:
     lora: Path | None
     stage: Stage
     extra: dict[str, Any]
-
-
-def check_config(config: GenerateConfig) -> None:
-    """Raise ``TailfillError`` for a value out of its range."""
-    check_names(scheduler=config.scheduler, precision=config.precision, attention=config.attention)
-    for key in ("num_inference_steps", "micro_batch", "io_threads", "limit", "height", "width"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise TailfillError(f"generate.{key} is {value}; wanted: 1 or more")
-    if config.guidance_scale < 1:
-        raise TailfillError(f"generate.guidance_scale is {config.guidance_scale}; wanted: 1 or more")
-    start, stop = config.guidance_interval
-    if not 0 <= start <= stop <= 1:
-        raise TailfillError(f"generate.guidance_interval is [{start}, {stop}]; wanted: 0 <= start <= stop <= 1")
 
 
 def read_plan(run: Run, labels: Sequence[str], limit: int | None) -> pd.DataFrame:
@@ -126,12 +125,12 @@ def read_plan(run: Run, labels: Sequence[str], limit: int | None) -> pd.DataFram
 
 
 def check_provenance(stage: Path | None, cohort: Cohort) -> str:
-    """Whose images the weights have learnt from: checked against the test patients, or ``unknown``."""
+    """``known`` if all patients whose images the weights have seen are, and none is a test patient; or ``unknown``."""
     if stage is None or not (stage / PATIENTS).is_file():
         return "unknown"
-    check_no_overlap(stage, cohort)
     stamp = read_stamp(stage) or {}
-    return str(stamp.get("extra", {}).get("provenance", "checked against the test split"))
+    known = check_no_overlap(stage, cohort) and stamp.get("extra", {}).get("provenance") != "unknown"
+    return "known" if known else "unknown"
 
 
 def hash_pipeline(folder: Path, owner: Path | None) -> str:
@@ -145,21 +144,21 @@ def hash_pipeline(folder: Path, owner: Path | None) -> str:
 
 def prepare(run: Run, config: GenerateConfig) -> Work:
     """Read, check and hash all inputs. Raises ``TailfillError`` before any weights are loaded."""
-    check_config(config)
     cohort = load_cohort(run.cohort_folder)
     plan = read_plan(run, cohort.labels, config.limit)
     if config.pipeline is None:
         require(run.folder / "generator", "generator")
     folder = resolve_pipeline(config.pipeline or str(run.folder / "generator" / "pipeline"), config.revision)
     lora = resolve_lora(config.lora) if config.lora else None
-    owner, settings = owning_stage(folder), {k: v for k, v in asdict(config).items() if k not in RUNTIME}
+    settings = {key: value for key, value in asdict(config).items() if key not in (*RUNTIME, *PLACES)}
+    owner, lora_owner = owning_stage(folder), owning_stage(lora) if lora else None
     inputs = {"plan": run.folder / "plan"} | ({"generator": owner} if owner else {})
+    inputs |= {"lora": lora_owner} if lora_owner else {}
     hashes = {"weights": hash_pipeline(folder, owner), **({"lora_weights": weights_hash(lora)} if lora else {})}
-    provenance = {"provenance": check_provenance(owner, cohort)}
-    if lora:
-        provenance["lora_provenance"] = check_provenance(owning_stage(lora), cohort)
+    found = {check_provenance(owner, cohort), *([check_provenance(lora_owner, cohort)] if lora else [])}
     stage = Stage("generate", run.folder / "images", config=settings | hashes, inputs=inputs)
-    return Work(plan=plan, pipeline=folder, lora=lora, stage=stage, extra=hashes | provenance)
+    return Work(plan=plan, pipeline=folder, lora=lora, stage=stage, 
+                extra=hashes | {"provenance": "unknown" if "unknown" in found else "known"})
 
 
 def check_texts(work: Work) -> None:

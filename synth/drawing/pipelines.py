@@ -63,12 +63,12 @@ def resolve_pipeline(source: str, revision: str | None) -> Path:
     folder = Path(source)
     if not folder.exists():
         if folder.is_absolute() or source.count("/") != 1:
-            raise TailfillError(f"generate.pipeline: {source} does not exist; wanted: a pipeline folder or a hub id")
+            raise TailfillError(f"pipeline: {source} does not exist; wanted: a pipeline folder or a hub id")
         try:
             folder = Path(DiffusionPipeline.download(source, revision=revision, use_safetensors=True,
                                                      trust_remote_code=False))
         except LOAD_ERRORS as error:
-            raise TailfillError(f"generate.pipeline: '{source}' is no folder, and no pipeline with safetensors "
+            raise TailfillError(f"pipeline: '{source}' is no folder, and no pipeline with safetensors "
                                 f"weights that the hub gives: {error}") from error
     check_folder(folder)
     return folder

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusio
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from cohort.errors import TailfillError
+from cohort.config import require_values
 
 MAX_TOKENS = 77
 """CLIP's context length (Radford et al. 2021)."""
@@ -35,14 +35,23 @@ class FreshConfig:
     vocabulary: int = 800
     """Tokens of the byte-pair vocabulary, learnt from the captions; at least 520."""
 
+    def __post_init__(self) -> None:
+        """Raise ``TailfillError`` for the first value out of range."""
+        levels, wide = list(self.block_out_channels), self.text_width
+        require_values(
+            "finetune.fresh", vocabulary=(self.vocabulary, self.vocabulary >= 520, "520 or more"),
+            block_out_channels=(levels, len(levels) > 0 and all(n > 0 and n % 32 == 0 for n in levels),
+                                "one or more multiples of 32"),
+            text_width=(wide, wide > 0 and wide % 32 == 0, "a multiple of 32"),
+            text_layers=(self.text_layers, self.text_layers >= 1, "1 or more"),
+            layers_per_block=(self.layers_per_block, self.layers_per_block >= 1, "1 or more"),
+        )
+
 
 def train_tokenizer(captions: Iterable[str], *, vocabulary: int) -> CLIPTokenizer:
     """A CLIP tokenizer with a byte-pair vocabulary of the captions' words; any other text still has its bytes."""
     specials = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocabulary < 2 * len(alphabet) + len(specials):
-        raise TailfillError(f"finetune.fresh.vocabulary is {vocabulary}; wanted: {2 * len(alphabet) + len(specials)} "
-                            "or more")
     blank = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=specials[1]))
     learner.normalizer, learner.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
@@ -62,12 +71,8 @@ def train_tokenizer(captions: Iterable[str], *, vocabulary: int) -> CLIPTokenize
 def build_pipeline(config: FreshConfig, vae: AutoencoderKL, captions: Iterable[str]) -> StableDiffusionPipeline:
     """An untrained pipeline around a trained autoencoder; weights come from torch's global generator.
 
-    v-prediction (Salimans and Ho 2022) with Stable Diffusion's noise schedule (Rombach et al. 2022). Raises
-    ``TailfillError`` for sizes that do not fit.
+    v-prediction (Salimans and Ho 2022) with Stable Diffusion's noise schedule (Rombach et al. 2022).
     """
-    if any(channels % 32 for channels in (*config.block_out_channels, config.text_width)):
-        raise TailfillError(f"finetune.fresh: block_out_channels {config.block_out_channels} and text_width "
-                            f"{config.text_width}; wanted: multiples of 32")
     tokenizer = train_tokenizer(captions, vocabulary=config.vocabulary)
     text_encoder = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=config.text_width, intermediate_size=4 * config.text_width,

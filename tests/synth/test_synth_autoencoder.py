@@ -68,10 +68,11 @@ def test_a_resumed_run_ends_at_the_same_bits(images: np.ndarray, tmp_path) -> No
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:
-    with pytest.raises(TailfillError, match="image_size is 30"):
-        build_autoencoder(AutoencoderConfig(image_size=30))
-    with pytest.raises(TailfillError, match="block_out_channels"):
-        build_autoencoder(AutoencoderConfig(block_out_channels=(10, 20)))
+    for bad in ({"image_size": 30}, {"block_out_channels": (10, 20)}, {"block_out_channels": ()}, {"steps": 0},
+                {"batch_size": 0}, {"checkpoint_every": 0}, {"latent_channels": 0}, {"learning_rate": -1.0},
+                {"adversarial_start": 7.0}, {"precision": "fp16"}):
+        with pytest.raises(TailfillError, match=f"autoencoder.{next(iter(bad))} is"):
+            AutoencoderConfig(**bad)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path) -> None:

@@ -15,13 +15,16 @@ from tiny_pipeline import IMAGE_SIZE, tiny_pipeline
 from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint
 from cohort.config import Run
 from cohort.errors import TailfillError
+from cohort.provenance import write_patients
+from cohort.stage import Stage
 from cohort.tables import Cohort
 from prompts.phrases import N_VARIANTS, WORDINGS
 from synth.autoencoder import AutoencoderConfig, build_autoencoder
-from synth.finetune import FinetuneConfig, Trainer, check, finish, load_pipeline
+from synth.finetune import finish, is_known, load_pipeline
 from synth.learning.denoiser import encode_moments, sample_latents, target_and_weight
 from synth.learning.fresh import FreshConfig, build_pipeline, train_tokenizer
 from synth.learning.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
+from synth.learning.tuning import FinetuneConfig, Trainer
 from synth.learning.validation import choose_images
 
 TEXTS = ["Frontal PA chest radiograph of a 63-year-old woman. Hiatal hernia.", "Pulmonary edema, AP view."]
@@ -131,7 +134,7 @@ def test_the_learnt_tokenizer_is_deterministic_and_covers_any_byte(tmp_path: Pat
     one.save_pretrained(tmp_path)
     assert type(one).from_pretrained(tmp_path)("Ärztin zyx 😀").input_ids == strange
     with pytest.raises(TailfillError, match="vocabulary is 10"):
-        train_tokenizer(TEXTS, vocabulary=10)
+        FreshConfig(vocabulary=10)
 
 
 def test_a_pipeline_from_nothing_is_an_ordinary_diffusers_folder(tmp_path: Path) -> None:
@@ -193,21 +196,49 @@ def test_rare_images_come_first_in_validation() -> None:
     assert choose_images(present, 99).tolist() == list(range(10))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"mode": "half"}, "mode is 'half'"), ({"mode": "lora"}, "pipeline is null"), ({"lora_rank": 0}, "lora_rank"),
+@pytest.mark.parametrize("bad", [
+    {"mode": "half"}, {"lora_rank": 0}, {"steps": 0}, {"validate_every": 0}, {"checkpoint_every": 0},
+    {"precision": "fp16"}, {"caption_dropout": 1.0}, {"ema_decay": 1.0}, {"scarcity_cap": 0.5},
 ])
-def test_settings_that_cannot_work_are_named(change: dict, message: str, tmp_path: Path) -> None:
-    cohort = Cohort(frame=pd.DataFrame(), labels=[], groups={}, roots={}, salt="", folder=tmp_path)
-    with pytest.raises(TailfillError, match=message):
-        check(replace(CONFIG, **change), cohort, Run(run=str(tmp_path)))
+def test_settings_that_cannot_work_are_named(bad: dict) -> None:
+    with pytest.raises(TailfillError, match=f"finetune.{next(iter(bad))} is"):
+        replace(CONFIG, **bad)
 
 
-def test_a_pipeline_that_is_none_or_a_pickle_is_named(tmp_path: Path) -> None:
+def test_adapters_need_something_to_adapt() -> None:
+    with pytest.raises(TailfillError, match="a pipeline for lora to adapt"):
+        FinetuneConfig(mode="lora")
+    with pytest.raises(TailfillError, match="text_width is 20"):
+        FreshConfig(text_width=20)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(TailfillError, match="batch_size is 4; wanted: a multiple of 3"):
+        trained(replace(CONFIG, pipeline="a folder", gradient_accumulation=3), 1)
+
+
+def test_a_diverged_run_is_not_written() -> None:
+    with pytest.raises(TailfillError, match="the loss is nan"):
+        trained(replace(CONFIG, pipeline="a folder", learning_rate=float("1e30")), 4)
+
+
+def test_a_pipeline_of_another_family_is_named(tmp_path: Path) -> None:
     with pytest.raises(TailfillError, match="cannot be loaded"):
-        load_pipeline(replace(CONFIG, pipeline=str(tmp_path)), Run(run=str(tmp_path)), TEXTS)
-    tiny_pipeline().save_pretrained(tmp_path / "pickled", safe_serialization=False)
-    with pytest.raises(TailfillError, match="cannot be loaded"):
-        load_pipeline(replace(CONFIG, pipeline=str(tmp_path / "pickled")), Run(run=str(tmp_path)), TEXTS)
+        load_pipeline(replace(CONFIG, pipeline=str(tmp_path)), Run(run=str(tmp_path)), tmp_path, TEXTS)
+
+
+def test_provenance_is_known_only_if_every_parent_s_is(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"split": ["train", "test"], "patient_id": ["p", "q"]})
+    cohort = Cohort(frame=frame, labels=[], groups={}, roots={}, salt="s", folder=tmp_path)
+    for name, salt, provenance in (("own", "s", "known"), ("hub", "s", "unknown"), ("foreign", "t", "known")):
+        stage = Stage("finetune", tmp_path / name, config={}, inputs={})
+        stage.begin()
+        write_patients(stage.folder, ["p"], salt=salt)
+        stage.finish(outputs=["patients.parquet"], counts={}, extra={"provenance": provenance})
+    assert [is_known(tmp_path / name, cohort) for name in ("own", "hub", "foreign")] == [True, False, False]
+    write_patients(tmp_path / "own", ["q"], salt="s")
+    with pytest.raises(TailfillError, match="has learnt from 1 patients"):
+        is_known(tmp_path / "own", cohort)
 
 
 def test_a_merged_adapter_is_the_adapter(tmp_path: Path) -> None:
@@ -225,7 +256,7 @@ def test_a_merged_adapter_is_the_adapter(tmp_path: Path) -> None:
     cohort = Cohort(frame=frame, labels=[], groups={}, roots={}, salt="s", folder=tmp_path)
     pd.DataFrame({"seconds": [1.0]}).to_parquet(tmp_path / "history.parquet")
     recorder = Recorder()
-    finish(trainer, 1, cohort, Run(run=str(tmp_path)), recorder)
+    finish(trainer, 1, cohort, recorder, [])
     assert "lora" in recorder.stamp["outputs"]
     assert load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
 
