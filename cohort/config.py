@@ -115,10 +115,11 @@ def parse(
         argv = [re.sub(f"^--{section}(?==|$)", f"--{flags[section]}", word) for word in argv]
     try:
         parsed = parser.instantiate(parser.parse_args(argv))
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        run = Run(**{f.name: getattr(parsed, f.name) for f in fields(Run)})
+    except (jsonargparse.ArgumentError, TailfillError, TypeError, ValueError) as error:
         _fail_plainly(str(error))
     return Options(
-        run=Run(**{f.name: getattr(parsed, f.name) for f in fields(Run)}),
+        run=run,
         section=getattr(parsed, section),
         extra={name: getattr(parsed, flag.replace("-", "_")) for name, flag in flags.items()},
         dry_run=parsed.dry_run,

@@ -118,8 +118,9 @@ def check_together(built: Any, content: dict[str, Any], file: Path | None) -> No
     pipeline, start = built["finetune"].pipeline, built["train"].init_seed
     if pipeline is None and "autoencoder" not in content:
         raise TailfillError(f"config {file}: no section autoencoder and no finetune.pipeline; wanted: one of them")
-    if pipeline is not None and Path(pipeline).is_absolute() and not Path(pipeline).is_dir():
-        raise TailfillError(f"finetune.pipeline: {pipeline} is no folder; wanted: a pipeline folder or a hub id")
+    for section, given in (("finetune", pipeline), ("generate", built["generate"].pipeline)):
+        if given is not None and Path(given).is_absolute() and not Path(given).is_dir():
+            raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")
     if start in built["filter"].critic_seeds:
         raise TailfillError(f"filter.critic_seeds holds {start}, the start that all arms share (train.init_seed); "
                             "wanted: another seed, for a filter of its own")
