@@ -245,11 +245,11 @@ def endpoint_without_its_arm(world: World) -> Words:
 
 
 def experiment_without_data(world: World) -> Words:
-    return ["experiment", *world.write_config(prepare={"root": "nowhere"})[1:]]
+    return ["experiment", *world.write_config(prepare={"root": "nowhere"}, autoencoder={"steps": 1})[1:]]
 
 
-def negative_processes(world: World) -> Words:
-    return ["experiment", *world.write_config(prepare={"root": "data"})[1:], "--processes", -1]
+def experiment_without_a_generator(world: World) -> Words:
+    return ["experiment", *world.write_config(prepare={"root": "data"})[1:]]
 
 
 CASES: dict[Callable[[World], Words], tuple[str, ...]] = {
@@ -293,5 +293,5 @@ CASES: dict[Callable[[World], Words], tuple[str, ...]] = {
     report_without_a_comparison: ("no complete", "run: "),
     endpoint_without_its_arm: ("compare.endpoint.arm", "synthetic", "real, duplicate"),
     experiment_without_data: ("prepare.root", "nowhere", "make_debug_data.py"),
-    negative_processes: ("--processes", "-1"),
+    experiment_without_a_generator: ("autoencoder", "finetune.pipeline"),
 }
