@@ -12,7 +12,8 @@ Negatives keep "looks synthetic" from meaning "is rare". Where too few images we
 stamp counts the slot as unfilled. Each seed of `synthetic` is dealt its own kept images: within a charged class they
 are sorted by source and sample id, and the k-th goes to seed k modulo n_seeds; no image serves two seeds.
 `oversample` repeats images of rare labels by the repeat factor of LVIS (Gupta 2019). Arms of one seed share its layout.
-Not promised: that a batch holds a tail slot, or that a label without a training positive can be helped.
+Not promised: that a positive and the negative drawn from the same noise go to the same seed (they are dealt apart, and
+the filter may keep only one), that a batch holds a tail slot, or that a label without a positive can be helped.
 
     python -m classify.arm --config C --arm synthetic --arm-seed 0
 """

@@ -81,9 +81,12 @@ def print_status(run: Path) -> None:
         states = [folder_state(folder) for folder in folders]
         state, counts, seconds = summarise(folders, states)
         sys.stdout.write(f"{stage.name:12} {state:32} {seconds / 60:6.1f} min  {counts}\n")
-        unmade = [folder for folder, state in zip(folders, states, strict=True) if state != "complete"]
+        unmade = [(folder, state) for folder, state in zip(folders, states, strict=True) if state != "complete"]
         if unmade and not upcoming:
-            upcoming = next_command(run, stage, unmade[0], file)
+            folder, state = unmade[0]
+            upcoming = next_command(run, stage, folder, file)
+            if state == "stale":  # a stage never overwrites
+                upcoming = f"an input of {folder} has changed: move it away, then {upcoming}"
     if not upcoming:
         sys.stdout.write(f"\ncomplete: open {run / 'report' / 'report.html'}\n")
         return

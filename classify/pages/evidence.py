@@ -177,8 +177,9 @@ def _limits_of_support(evidence: Evidence) -> list[str]:
 
 
 def _limits_of_design(evidence: Evidence) -> list[str]:
-    found = ["All arms share one fine-tuned generator and one filter, so the intervals are conditional on them: "
-             "another training of the generator could give another answer, and that spread is not in the intervals."]
+    found = ["All arms share one fine-tuned generator, one filter and, where train.init_seed is set, one classifier to "
+             "start from, so the intervals are conditional on them: another training of these could give another "
+             "answer, and that spread is not in the intervals."]
     if "oracle" not in evidence.arms:
         found.append("There is no oracle arm (new real images in the same slots), so the sensitivity of the experiment "
                      "is unknown: a result without gain does not show that better images would not have helped.")
