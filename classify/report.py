@@ -14,6 +14,7 @@ import logging
 import re
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -77,7 +78,7 @@ def render(evidence: Evidence, config: ReportConfig) -> dict[str, str]:
         "n_images": len(evidence.cohort.frame), "n_patients": int(evidence.cohort.frame["patient_id"].nunique()),
     }
     pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("classify", "."), undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=lambda name: name is not None and "html" in name,
     )
     pages.filters |= {"md": escape_markdown, "capitalize_first": lambda text: text[:1].upper() + text[1:]}
