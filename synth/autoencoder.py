@@ -235,7 +235,8 @@ def finish(trainer: Trainer, cohort: Cohort, stage: Stage, *, cache: Path) -> No
     seconds = pd.read_parquet(stage.folder / "history.parquet")["seconds"].max()
     stage.finish(outputs=["model", "history.parquet", "patients.parquet"], seconds=float(seconds),
                  counts={"train_images": len(images["train"]), "steps": trainer.step},
-                 extra={"psnr_db": score, "psnr_images": len(sample), "scaling_factor": vae.config.scaling_factor})
+                 extra={"processes": trainer.accelerator.num_processes, "psnr_db": score, "psnr_images": len(sample),
+                        "scaling_factor": vae.config.scaling_factor})
     (stage.folder / CHECKPOINT).unlink(missing_ok=True)
 
 

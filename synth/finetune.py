@@ -120,6 +120,7 @@ def finish(trainer: Trainer, n_images: int, cohort: Cohort, stage: Stage, parent
         outputs=outputs, seconds=seconds,
         counts={"train_images": n_images, "too_many_findings": left_out, "steps": trainer.step},
         extra={"provenance": "known" if parents and all(is_known(parent, cohort) for parent in parents) else "unknown",
+               "processes": trainer.accelerator.num_processes,
                "parameters": sum(p.numel() for p in trainer.unet.parameters()),
                "images_per_second": round(trainer.step * config.batch_size / max(seconds, 1e-9), 1)},
     )

@@ -33,13 +33,13 @@ class FreshConfig:
     text_layers: int = 2
     """Layers of the text encoder."""
     vocabulary: int = 800
-    """Tokens of the byte-pair vocabulary, learnt from the captions; at least 520."""
+    """Tokens of the byte-pair vocabulary: 514 for bytes and ends, the rest learnt from the captions; 600 or more."""
 
     def __post_init__(self) -> None:
         """Raise ``TailfillError`` for the first value out of range."""
         levels, wide = list(self.block_out_channels), self.text_width
         require_values(
-            "finetune.fresh", vocabulary=(self.vocabulary, self.vocabulary >= 520, "520 or more"),
+            "finetune.fresh", vocabulary=(self.vocabulary, self.vocabulary >= 600, "600 or more"),
             block_out_channels=(levels, len(levels) > 0 and all(n > 0 and n % 32 == 0 for n in levels),
                                 "one or more multiples of 32"),
             text_width=(wide, wide > 0 and wide % 32 == 0, "a multiple of 32"),
