@@ -157,7 +157,7 @@ def load_pipeline(folder: Path, *, lora: Path | None, scheduler: str, precision:
         _merge_lora(pipeline, lora)
     set_scheduler(pipeline, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    denoiser(pipeline).eval().to(memory_format=torch.channels_last)  # faster convolutions, above all on a CPU
+    denoiser(pipeline).eval()
     pipeline.to(device)
     _reduce_precision(denoiser(pipeline), PRECISIONS[precision])
     taken, why = choose_attention(attention, device=device, dtype=PRECISIONS[precision])

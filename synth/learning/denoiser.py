@@ -58,8 +58,6 @@ def denoising_loss(
     """Weighted squared error per image, float32 (n,)."""
     target, weight = target_and_weight(scheduler, clean=clean, noise=noise, timesteps=timesteps, snr_gamma=snr_gamma)
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    if clean.device.type == "cpu":
-        noisy = noisy.to(memory_format=torch.channels_last)  # 3 to 4 times faster convolutions on CPU
     prediction = model(noisy, timesteps, tokens).float()
     return weight.float() * (prediction - target.float()).square().mean(dim=(1, 2, 3))
 

@@ -106,8 +106,6 @@ class Trainer:
         else:
             self.unet.requires_grad_(True)
             self.text_encoder.requires_grad_(config.train_text_encoder or config.pipeline is None)
-        if accelerator.device.type == "cpu":
-            self.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(accelerator.device)
         module = Denoiser(self.unet, self.text_encoder)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
