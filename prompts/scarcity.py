@@ -74,14 +74,6 @@ def train_counts(train: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"n_real": positives, "prevalence": (positives / known.where(known > 0)).astype("float64")})
 
 
-def class_weights(n_real: np.ndarray, *, rule: str, beta: float = 0.999) -> np.ndarray:
-    """A rule's weights (C,), float64, scaled to mean 1; ``rule`` is any of ``RULES`` but ``floor``."""
-    if rule not in RULES or rule == "floor":
-        raise TailfillError(f"class weights: rule is {rule!r}; wanted: flat, inverse_frequency or effective_number")
-    weights = RULES[rule](n_real, floor=0, beta=beta).weights
-    return weights / weights.mean()
-
-
 def find_scarce(
     names: Sequence[str], *, labels: Sequence[str], groups: Mapping[str, str], per_class: Mapping[str, int]
 ) -> list[str]:

@@ -66,7 +66,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     if file:
         argv = ["--config", json.dumps(_resolve(content, schemas, file.resolve().parent)), *argv[1:]]
     try:
-        built = parser.instantiate_classes(parser.parse_args(argv))
+        built = parser.instantiate(parser.parse_args(argv))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         fail(str(error))
     if built.processes < 1:

@@ -210,10 +210,10 @@ def fit(trainer: Trainer, images: np.ndarray, folder: Path) -> None:
             history.append({"step": trainer.step, **losses, "seconds": seconds})
             bar.set_postfix(losses)
             accelerator.log(losses, step=trainer.step)
-        if accelerator.is_main_process and trainer.step % config.checkpoint_every == 0:
+        last = trainer.step == config.steps
+        if accelerator.is_main_process and (trainer.step % config.checkpoint_every == 0 or last):
             save_checkpoint(folder / CHECKPOINT, step=trainer.step, history=history, **trainer.state())
     if accelerator.is_main_process:
-        save_checkpoint(folder / CHECKPOINT, step=trainer.step, history=history, **trainer.state())
         write_table(pd.DataFrame(history), folder / "history.parquet")
 
 

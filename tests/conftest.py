@@ -19,7 +19,6 @@ import pytest
 from cohort.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY / "scripts"))  # so that the experiment is imported as any command is
 
 
 @dataclass(frozen=True)
