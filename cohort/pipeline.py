@@ -33,6 +33,14 @@ STAGES: tuple[StageEntry, ...] = (
         name="prepare", command="python -m cohort.prepare nih --root DIR --out RUN/cohort", folder="cohort",
         row="a real image",
     ),
+    StageEntry(
+        name="oracle", command="python -m cohort.prepare --config C --role oracle", folder="oracle",
+        row="(a new real image; only for the arm oracle)",
+    ),
+    StageEntry(
+        name="external", command="python -m cohort.prepare --config C --role external", folder="external",
+        row="(a real image of another site; only for the arm external)",
+    ),
     StageEntry(name="plan", command="python -m prompts.plan --config C", folder="plan", row="an image to make"),
     StageEntry(
         name="autoencoder", command="accelerate launch synth/autoencoder.py --config C", folder="autoencoder",
@@ -74,7 +82,8 @@ STAGES: tuple[StageEntry, ...] = (
 )
 
 SECTIONS: tuple[str, ...] = (
-    "prepare", "plan", "autoencoder", "finetune", "generate", "filter", "arm", "train", "predict", "compare", "report",
+    "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "arm", "train", "predict",
+    "compare", "report",
 )
 
 

@@ -5,6 +5,7 @@
     python -m cohort.prepare nih --root DIR --out RUN/cohort
     python -m cohort.prepare csv --csv FILE --root DIR --out RUN/cohort
     python -m cohort.prepare --config C      (the ``prepare:`` section of an experiment's YAML, to its cohort folder)
+    python -m cohort.prepare --config C --role oracle      (its ``oracle:`` section, to RUN/oracle; external likewise)
 
 Writes ``cohort.parquet`` (a row per image), ``counts.parquet`` (positives per label and split), with ``--on-bad skip``
 also ``rejected.parquet``, and the stamp with labels, groups and the root. The default refuses bad rows and writes
@@ -91,6 +92,9 @@ def _read_csv(config: PrepareConfig, files: dict[str, Path]) -> SourceTable:
     space = csv_folder.choose_space(config.label_space, config.columns)
     return csv_folder.read(files["labels"], root=Path(config.root), space=space, columns=config.columns)
 
+
+ROLES = {"cohort": "prepare", "oracle": "oracle", "external": "external"}
+"""The cohorts that an experiment can have, and their sections: its own; new patients of the same site; another site."""
 
 Finder = Callable[[PrepareConfig], dict[str, Path]]
 Reader = Callable[[PrepareConfig, dict[str, Path]], SourceTable]
@@ -202,11 +206,26 @@ def _underscore(word: str) -> str:
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
 
 
+def find_role(argv: list[str]) -> str:
+    """The value of ``--role``: it says which section to read; raises ``TailfillError`` for an unknown one."""
+    words = [part for word in argv for part in word.split("=", 1)]
+    role = words[words.index("--role") + 1] if "--role" in words[:-1] else "cohort"
+    if role not in ROLES:
+        raise TailfillError(f"--role is '{role}'; wanted: {', '.join(ROLES)}")
+    return role
+
+
+def prepare_role(role: str) -> None:
+    """Make one of an experiment's cohorts, from the section of its role in the configuration on the command line."""
+    options = parse(ROLES[role], PrepareConfig, doc=__doc__, extra={"role": (str, "cohort")})
+    folder = options.run.cohort_folder if role == "cohort" else options.run.folder / role
+    prepare(options.section, folder, threads=options.run.threads, dry_run=options.dry_run)
+
+
 def main() -> None:
     """``python -m cohort.prepare SOURCE --root DIR --out DIR``, or ``--config C`` as every other stage."""
     if any(word.partition("=")[0] == "--config" for word in sys.argv[1:]):
-        options = parse("prepare", PrepareConfig, doc=__doc__)
-        prepare(options.section, options.run.cohort_folder, threads=options.run.threads, dry_run=options.dry_run)
+        prepare_role(find_role(sys.argv[1:]))
         return
     config, folder, threads, dry_run = read_arguments(sys.argv[1:])
     prepare(config, folder, threads=threads, dry_run=dry_run)
