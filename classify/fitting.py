@@ -10,6 +10,7 @@ Not promised: bit-equal weights on another number of processes, or on CUDA, wher
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from classify.training import check_finite, load_checkpoint, save_checkpoint, sh
 
 log = logging.getLogger(__name__)
 
+Feed = Callable[[Tensor, Tensor], Tensor]
+"""From the inputs of some slots and the draws of their distortions, float32 (n, 6), to what the model takes."""
 LOG_EVERY = 10  # steps per row of the history: reading the loss waits for the device
 
 
@@ -109,8 +112,18 @@ def stream(seed: tuple[int, ...], *place: int) -> int:
     return int(np.random.SeedSequence([*seed, 2, *place]).generate_state(1)[0])
 
 
+def feed_pixels(card: Card) -> Feed:
+    """Grey images, uint8 (n, size, size): distorted, then normalised as the card says."""
+    return lambda images, draws: normalise(distort(images.unsqueeze(1).float() / 255, draws), card)
+
+
+def feed_features(features: Tensor, draws: Tensor) -> Tensor:
+    """Features of a frozen backbone, float32 (n, n_features), as they are: a distortion would need new ones."""
+    return features
+
+
 def batch_loss(
-    model: nn.Module, slots: Slots, card: Card, loss: MultiLabelLoss, *, recipe: Recipe, step: int,
+    model: nn.Module, slots: Slots, feed: Feed, loss: MultiLabelLoss, *, recipe: Recipe, step: int,
     accelerator: Accelerator,
 ) -> Tensor:
     """This process's share of the loss of a step; its mean over processes is the loss of the global batch."""
@@ -118,20 +131,22 @@ def batch_loss(
                          phase_2_share=recipe.phase_2_share, seed=recipe.seed)
     draws = distortions(len(places), step=step, seed=recipe.seed)
     own = slice(accelerator.process_index, None, accelerator.num_processes)
-    images, targets, weights, own_draws = (
+    inputs, targets, weights, own_draws = (
         torch.from_numpy(array).to(accelerator.device) for array in
-        (slots.pixels(places[own]), slots.targets[places[own]], slots.weights[places[own]], draws[own].copy())
+        (slots.inputs(places[own]), slots.targets[places[own]], slots.weights[places[own]], draws[own].copy())
     )
-    logits = model(normalise(distort(images.unsqueeze(1).float() / 255, own_draws), card))
+    logits = model(feed(inputs, own_draws))
     n_known = float((slots.targets[places] >= 0).sum()) / accelerator.num_processes
     return loss(logits, targets, sample_weights=weights, n_known=n_known)
 
 
 def fit(
-    bare: nn.Module, slots: Slots, card: Card, loss: MultiLabelLoss, *, recipe: Recipe, checkpoint: Path,
+    bare: nn.Module, slots: Slots, feed: Feed, loss: MultiLabelLoss, *, recipe: Recipe, checkpoint: Path,
     accelerator: Accelerator,
 ) -> Learner:
     """Train ``bare`` to the last step, from ``checkpoint`` if that file exists; writes one every so many steps.
+
+    ``feed`` makes the model's input of the slots' inputs: ``feed_pixels(card)``, or ``feed_features`` for a head.
 
     Raises ``TailfillError`` when the loss is no longer finite, or the batch cannot be shared evenly.
     """
@@ -146,7 +161,7 @@ def fit(
     losses: list[Tensor] = []
     since = time.monotonic()
     while learner.step < recipe.steps:
-        losses.append(_step(learner, model, slots, card, loss, recipe=recipe, accelerator=accelerator))
+        losses.append(_step(learner, model, slots, feed, loss, recipe=recipe, accelerator=accelerator))
         bar.update(recipe.batch_size)
         if learner.step % LOG_EVERY == 0 or learner.step == recipe.steps:
             seconds, since = time.monotonic() - since, time.monotonic()
@@ -159,7 +174,7 @@ def fit(
 
 
 def _step(
-    learner: Learner, model: nn.Module, slots: Slots, card: Card, loss: MultiLabelLoss, *, recipe: Recipe,
+    learner: Learner, model: nn.Module, slots: Slots, feed: Feed, loss: MultiLabelLoss, *, recipe: Recipe,
     accelerator: Accelerator,
 ) -> Tensor:
     """One optimiser step; returns this process's loss."""
@@ -167,7 +182,7 @@ def _step(
     torch.manual_seed(stream(recipe.seed, 1 + learner.step, accelerator.process_index))
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate(learner.step, recipe)
-    value = batch_loss(model, slots, card, loss, recipe=recipe, step=learner.step, accelerator=accelerator)
+    value = batch_loss(model, slots, feed, loss, recipe=recipe, step=learner.step, accelerator=accelerator)
     accelerator.backward(value)
     nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.grad_clip)
     learner.optimizer.step()

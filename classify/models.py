@@ -1,12 +1,14 @@
 """The classifier as a thing on disk: any timm model, its weights as safetensors, and a card that says how to feed it.
 
 Weights without the label order, the image size and the normalisation are a trap, so ``card.json`` stands beside them
-and ``load_classifier`` gives both. A model here takes a normalised grey image and returns logits, one per label.
+and ``load_classifier`` gives both. A model here takes a normalised grey image and returns logits, one per label. It is
+a backbone, image to features, and a head, the last linear layer; only the head knows the labels, so a backbone serves
+any label space.
 Not promised: that a card's labels are those of the cohort at hand; ``Card.require_labels`` checks it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,46 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise TailfillError(f"{file}: cannot be loaded into this model: {str(error).splitlines()[0]}") from error
 
 
+def head_of(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the linear layer that makes logits of features; ``TailfillError`` where there is no such one.
+
+    ``head(model.forward_head(model.forward_features(x), pre_logits=True))`` is ``model(x)`` in evaluation mode.
+    """
+    network: Any = model  # timm's, whose methods nn.Module does not know
+    head = network.get_classifier()
+    if not isinstance(head, nn.Linear):
+        raise TailfillError(f"the classifier of {type(model).__name__} is a {type(head).__name__}; "
+                            "wanted: a model that ends in one linear layer")
+    return next(name for name, module in model.named_modules() if module is head), head
+
+
+def load_backbone(model: nn.Module, file: Path) -> None:
+    """Read all but the head from safetensors of any float dtype; ``TailfillError`` naming the file if they do not fit.
+
+    The head, whose shape may differ, keeps the weights that it has.
+    """
+    prefix = head_of(model)[0] + "."
+    try:
+        state = load_file(file)
+        own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+        model.load_state_dict({key: value for key, value in state.items() if not key.startswith(prefix)} | own)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TailfillError(f"{file}: is no backbone of this model: {str(error).splitlines()[0]}") from error
+
+
+def reset_head(model: nn.Module, shares: Tensor) -> None:
+    """Weights 0 and the log-odds of each label's prevalence as bias: every image starts at the base rates.
+
+    ``shares``: float (n_labels,), 0 to 1, held between .0001 and .9999 so that the logits are finite. With weights of 0
+    no gradient reaches the backbone before the head has found a direction: random ones would first unlearn features
+    (Kumar et al., 2202.10054).
+    """
+    _, head = head_of(model)
+    nn.init.zeros_(head.weight)
+    with torch.no_grad():
+        head.bias.copy_(torch.logit(shares, eps=1e-4))
+
+
 def save_card(card: Card, folder: Path) -> None:
     """Write ``card.json``."""
     write_atomically(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())
@@ -110,6 +152,22 @@ def normalise(images: Tensor, card: Card) -> Tensor:
 
 
 @torch.inference_mode()
+def run_in_batches(
+    function: Callable[[Tensor], Tensor], images: np.ndarray, card: Card, *, batch_size: int, device: torch.device | str
+) -> np.ndarray:
+    """What ``function`` makes of normalised images: uint8 (n, size, size), n > 0 -> float32 (n, ...).
+
+    Raises ``TailfillError`` when the images are not of the card's size.
+    """
+    if images.ndim != 3 or images.shape[1:] != (card.image_size, card.image_size):
+        raise TailfillError(f"images of shape {images.shape}; wanted: (n, {card.image_size}, {card.image_size})")
+    out = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.array(images[start:start + batch_size])).to(device).unsqueeze(1).float() / 255
+        out.append(function(normalise(batch, card)).float().cpu().numpy())
+    return np.concatenate(out)
+
+
 def predict_logits(
     model: nn.Module, images: np.ndarray, card: Card, *, batch_size: int = 64, device: torch.device | str = "cpu"
 ) -> np.ndarray:
@@ -117,11 +175,6 @@ def predict_logits(
 
     Raises ``TailfillError`` when the images are not of the card's size.
     """
-    if images.ndim != 3 or images.shape[1:] != (card.image_size, card.image_size):
-        raise TailfillError(f"images of shape {images.shape}; wanted: (n, {card.image_size}, {card.image_size})")
-    model = model.to(device).eval()
-    logits = [np.zeros((0, len(card.labels)), dtype=np.float32)]
-    for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.array(images[start:start + batch_size])).to(device).unsqueeze(1).float() / 255
-        logits.append(model(normalise(batch, card)).float().cpu().numpy())
-    return np.concatenate(logits)
+    if not len(images):
+        return np.zeros((0, len(card.labels)), dtype=np.float32)
+    return run_in_batches(model.to(device).eval(), images, card, batch_size=batch_size, device=device)

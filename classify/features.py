@@ -1,0 +1,74 @@
+"""What a frozen backbone sees in an image, computed once and kept, so that training a head costs seconds.
+
+Features are the backbone's pooled output, float32, of the undistorted image. They depend on the backbone's weights, the
+normalisation and the pixels, and on nothing else, so that a hash of these names the file: arms and seeds, training and
+prediction share it, and a change of any of them cannot meet a stale one. Blocks of images are computed and written one
+by one under a temporary name, so a killed run loses one block, and several processes do not disturb each other.
+
+Not promised: bit-equal features of an image in another block of images, or on another number of threads or device; they
+agree to about 1e-5. Nothing is ever removed from the cache.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from classify.models import Card, head_of, run_in_batches
+from cohort.stage import write_atomically
+
+BLOCK = 256
+"""Images per file of the cache; part of its promise of equal bits."""
+BATCH_SIZE = 64
+"""Images per forward pass."""
+
+
+def hash_backbone(model: nn.Module, card: Card) -> str:
+    """sha256, as hex, of all that decides features: model name, normalisation, and every weight but the head's."""
+    prefix = head_of(model)[0] + "."
+    digest = hashlib.sha256(f"{card.model} {card.image_size} {card.mean!r} {card.std!r} {BATCH_SIZE}\n".encode())
+    for name, value in model.state_dict().items():
+        if not name.startswith(prefix):
+            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_features(
+    model: nn.Module, images: np.ndarray, card: Card, *, cache: Path, device: torch.device | str = "cpu"
+) -> np.ndarray:
+    """The features of 8-bit grey images: uint8 (n, size, size) -> float32 (n, n_features), from ``cache`` or computed.
+
+    The model's own head is not used. Raises ``TailfillError`` when the images are not of the card's size, or the model
+    does not end in a linear head.
+    """
+    model = model.to(device).eval()
+    backbone, head = hash_backbone(model, card), head_of(model)[1]
+    blocks = [np.zeros((0, head.in_features), dtype=np.float32)]
+    for start in tqdm(range(0, len(images), BLOCK), desc="features", unit=f"{BLOCK} images", mininterval=1.0):
+        block = np.ascontiguousarray(images[start:start + BLOCK])
+        file = cache / f"features_{hashlib.sha256(backbone.encode() + block.tobytes()).hexdigest()[:32]}.npy"
+        if not file.is_file():
+            content = io.BytesIO()
+            np.save(content, compute_features(model, block, card, device=device))
+            write_atomically(file, content.getvalue())
+        blocks.append(np.load(file))
+    return np.concatenate(blocks)
+
+
+def compute_features(model: nn.Module, images: np.ndarray, card: Card, *, device: torch.device | str) -> np.ndarray:
+    """The features of n > 0 images, in float32 whatever the training; shapes as in ``load_features``."""
+    network: Any = model  # timm's, whose methods nn.Module does not know
+    return run_in_batches(lambda x: network.forward_head(network.forward_features(x), pre_logits=True), images, card,
+                          batch_size=BATCH_SIZE, device=device)
+
+
+@torch.inference_mode()
+def logits_of_features(model: nn.Module, features: np.ndarray) -> np.ndarray:
+    """What the model's head makes of features: float32 (n, n_features) -> float32 (n, n_labels)."""
+    head = head_of(model)[1].cpu()
+    return head(torch.from_numpy(features)).numpy()
