@@ -9,7 +9,7 @@ is on the left, a mirrored film is situs inversus, and the sides of findings (He
 Not promised: bit-equal pixels on another device type.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from cohort.errors import TailfillError
 from cohort.pixels import load_images
 from cohort.stage import require, verify
-from cohort.tables import Cohort, read_table, synthetic_schema
+from cohort.tables import Cohort, load_cohort, read_table, synthetic_schema
 
 ROTATION_DEGREES, TRANSLATION, SCALE = 7.0, 0.04, 0.08  # positioning on the detector; chosen to stay anatomical
 CONTRAST, BRIGHTNESS = 0.15, 0.08  # exposure and window; factor and offset on grey values of 0 to 1
@@ -34,7 +34,9 @@ class Slots:
     """An arm's slots in memory, sorted by slot_id; ``images`` may be memory maps."""
 
     images: Sequence[np.ndarray]
-    """uint8 (n, size, size) each: the real images, then the synthetic ones. One slot points into their sequence."""
+    """uint8 (n, size, size) each: the real images, then the synthetic ones; or their features, float32 (n, n_features).
+
+    One slot points into their sequence."""
     index: np.ndarray
     """int64 (n_slots,): place of the slot's image in the sequence of all ``images``."""
     targets: np.ndarray
@@ -44,10 +46,9 @@ class Slots:
     phase: np.ndarray
     """int64 (n_slots,): 1 or 2."""
 
-    def pixels(self, places: np.ndarray) -> np.ndarray:
-        """The images of some slots, uint8 (len(places), size, size)."""
-        size = self.images[0].shape[1:]
-        out = np.empty((len(places), *size), dtype=np.uint8)
+    def inputs(self, places: np.ndarray) -> np.ndarray:
+        """The images, or features, of some slots: (len(places), ...), in the dtype and shape of ``images``."""
+        out = np.empty((len(places), *self.images[0].shape[1:]), dtype=self.images[0].dtype)
         index, start = self.index[places], 0
         for part in self.images:
             inside = (index >= start) & (index < start + len(part))
@@ -67,39 +68,74 @@ def prevalence(targets: np.ndarray) -> np.ndarray:
     return ((targets == 1).sum(axis=0) / known).astype(np.float32)
 
 
-def load_synthetic(folder: Path, labels: list[str]) -> tuple[pd.DataFrame, dict[str, Path]]:
-    """The filter's table with its image roots; raises ``TailfillError`` when it is missing, changed or invalid."""
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Images that slots may name beside the cohort's own."""
+
+    frame: pd.DataFrame
+    """One row per image, in the cohort's columns; the filter's table has its own beside them."""
+    roots: dict[str, Path]
+    """The folder behind each name in the column ``root``."""
+
+    def paths(self) -> list[Path]:
+        """The absolute path of each row's image file."""
+        return [self.roots[root] / path for root, path in zip(self.frame["root"], self.frame["path"], strict=True)]
+
+
+def load_pools(folders: Mapping[str, Path], cohort: Cohort) -> dict[str, Pool]:
+    """The images behind an arm's inputs, by stage: all that ``filter`` judged, or a further cohort's training images.
+
+    Raises ``TailfillError`` for a table that is missing, changed or invalid, and for a further cohort of other labels
+    or of patients that the experiment's own cohort has too.
+    """
+    return {name: _load_synthetic(folder, cohort.labels) if name == "filter" else _load_further(folder, cohort)
+            for name, folder in folders.items()}
+
+
+def _load_synthetic(folder: Path, labels: list[str]) -> Pool:
     extra = require(folder, "filter")["extra"]
     frame = read_table(verify(folder, "filter", "synthetic.parquet"), synthetic_schema(labels, extra["rules"]))
-    return frame, {name: Path(path) for name, path in extra["roots"].items()}
+    return Pool(frame=frame, roots={name: Path(path) for name, path in extra["roots"].items()})
+
+
+def _load_further(folder: Path, cohort: Cohort) -> Pool:
+    further = load_cohort(folder)
+    if further.labels != cohort.labels:
+        differing = sorted(set(further.labels) ^ set(cohort.labels)) or ["their order"]
+        raise TailfillError(f"{folder}: has other labels than {cohort.folder}: {', '.join(differing[:3])}")
+    for key in ("patient_id", "image_id"):
+        shared = sorted(set(further.frame[key]) & set(cohort.frame[key]))
+        if shared:
+            raise TailfillError(f"{folder}: shares {len(shared)} values of {key} with {cohort.folder}, '{shared[0]}' "
+                                "for one; wanted: other patients, with ids of their own")
+    return Pool(frame=further.split("train"), roots=further.roots)
 
 
 def load_slots(
-    arm: pd.DataFrame, cohort: Cohort, *, size: int, cache: Path | None, synthetic: Path | None = None, threads: int = 2
+    arm: pd.DataFrame, cohort: Cohort, pools: Mapping[str, Pool], *, size: int, cache: Path | None, threads: int = 2
 ) -> Slots:
     """Read the images and labels behind an arm table.
 
-    All real training images and all kept synthetic ones are read, not only the arm's, so that every arm and seed
-    shares the two files in the folder ``cache``. ``synthetic`` is the filter's folder, needed when the
-    arm names synthetic images. Raises ``TailfillError`` for an image that neither table holds.
+    All real training images, and all of each pool that the arm draws on, are read, not only the arm's, so that every
+    arm and seed shares the files in the folder ``cache``. A slot has its image's labels, or those of the image that
+    ``labels_from`` names. Raises ``TailfillError`` for an image that is in none of the tables.
     """
-    train = cohort.split("train")
-    images = [load_images(cohort.image_paths(train), size, cache, threads=threads)]
-    known, targets = list(train["image_id"]), [label_matrix(train, cohort.labels)]
-    if synthetic is not None and arm["sample_id"].notna().any():
-        frame, roots = load_synthetic(synthetic, cohort.labels)
-        kept = frame[frame["keep"]]
-        paths = [roots[root] / path for root, path in zip(kept["root"], kept["path"], strict=True)]
-        images.append(load_images(paths, size, cache, threads=threads))
-        known, targets = known + list(kept["image_id"]), [*targets, label_matrix(kept, cohort.labels)]
+    own = Pool(frame=cohort.split("train"), roots=cohort.roots)
+    used = [own, *(pool for pool in pools.values() if pool.frame["image_id"].isin(arm["image_id"]).any())]
+    known = pd.Index([image for pool in used for image in pool.frame["image_id"]])
     ordered = arm.sort_values("slot_id")
-    index = pd.Index(known).get_indexer(pd.Index(ordered["image_id"]))
-    if (index < 0).any():
-        lost = ordered["image_id"].iloc[int(np.argmin(index))]
-        raise TailfillError(f"arm: image '{lost}' is neither a training image of the cohort nor a kept synthetic one")
+    index = known.get_indexer(pd.Index(ordered["image_id"]))
+    labelled = known.get_indexer(pd.Index(ordered["labels_from"].fillna(ordered["image_id"])))
+    for places, column in ((index, "image_id"), (labelled, "labels_from")):
+        if (places < 0).any():
+            lost = ordered[column].iloc[int(np.argmin(places))]
+            raise TailfillError(f"arm: {column} '{lost}' is neither a training image of the cohort nor one of: "
+                                f"{', '.join(pools) or '(no further table)'}")
+    targets = np.concatenate([label_matrix(pool.frame, cohort.labels) for pool in used])
     return Slots(
-        images=images, index=index, targets=np.concatenate(targets)[index],
-        weights=ordered["loss_weight"].to_numpy(dtype=np.float32), phase=ordered["phase"].to_numpy(dtype=np.int64),
+        images=[load_images(pool.paths(), size, cache, threads=threads) for pool in used], index=index,
+        targets=targets[labelled], weights=ordered["loss_weight"].to_numpy(dtype=np.float32),
+        phase=ordered["phase"].to_numpy(dtype=np.int64),
     )
 
 
@@ -120,14 +156,14 @@ def step_places(
 ) -> np.ndarray:
     """The slots (their places in slot_id order) of a step's global batch, int64 (batch_size,).
 
-    The last ``phase_2_share`` of the steps draws from the slots of phase 2, all steps before from those of phase 1.
-    Raises ``TailfillError`` when the phase has no slots.
+    Where there are slots of phase 2, the last ``phase_2_share`` of the steps draws from them, and all steps before
+    from those of phase 1. Raises ``TailfillError`` when there are none of phase 1.
     """
-    first_of_2 = steps - round(steps * phase_2_share)
+    first_of_2 = steps - round(steps * phase_2_share) if (phase == 2).any() else steps
     current, since = (1, 0) if step < first_of_2 else (2, first_of_2)
     places = np.flatnonzero(phase == current)
     if not len(places):
-        raise TailfillError(f"arm: has no slots of phase {current}, which train.phase_2_share {phase_2_share} asks for")
+        raise TailfillError(f"arm: has no slots of phase {current}")
     return places_in_order(places, seed=[*seed, 0, current], start=(step - since) * batch_size, count=batch_size)
 
 

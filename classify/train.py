@@ -4,7 +4,9 @@ What makes arms comparable is that nothing but the table of slots differs. Steps
 weights of the loss come from the real training images' known labels in every arm; the weights after the last step and
 their moving average (EMA) are what is kept: there is no early stopping, which would look at the validation set once per
 arm. Seeds below 1000 start from one shared model, the EMA weights of arm ``real`` with seed ``init_seed``, and train
-``steps``; that start, and the filter's critics, have seeds from 1000 on and train ``base_steps`` from nothing.
+``steps``; that start, and the filter's critics, have seeds from 1000 on and train ``base_steps`` from nothing, or from
+a ``backbone`` with a new head. With ``head_only`` all but the head stays as the start has it, bit for bit, and the
+images' features are computed once.
 
 Killed at any moment, the same command goes on from its last checkpoint and ends with the same weights bit for bit, on
 the same device type, number of processes and threads: order, distortions and dropout are functions of (seed, step).
@@ -17,7 +19,8 @@ measured speeds, so it is no part of the stage's hashed output.
 
 import logging
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +28,15 @@ import pandas as pd
 import torch
 from torch import nn
 
-from classify.arm import ARMS, FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, write_arm
-from classify.fitting import Learner, Recipe, fit, stream
+from classify.arm import FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, check_phases, pool_folders, write_arm
+from classify.features import load_features
+from classify.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
 from classify.losses import LOSSES
-from classify.models import (
-    CARD,
-    Card,
-    build_classifier,
-    load_card,
-    load_weights,
-    require_model,
-    save_card,
-    save_weights,
-)
-from classify.slots import Slots, grey_statistics, label_matrix, load_slots, prevalence
+from classify.models import CARD, Card, build_classifier, head_of, require_model, save_card, save_weights
+from classify.slots import Pool, Slots, grey_statistics, label_matrix, load_pools, load_slots, prevalence
+from classify.start import Start, fitting_card
 from classify.training import CHECKPOINT, check_precision, start_accelerator
-from cohort.config import Run, parse
+from cohort.config import Run, parse, path
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.pipeline import read_stamp
 from cohort.provenance import FILE, check_no_overlap, write_patients
@@ -59,6 +55,15 @@ class TrainConfig:
     """Any timm model's name."""
     pretrained: bool = False
     """Start from timm's weights from the model hub, where training starts from nothing otherwise."""
+    backbone: str | None = path(None)
+    """Folder of trained weights (``ema.safetensors``, ``card.json``; any labels) of this ``model`` and ``image_size``.
+
+    What would start from nothing starts from all of them but the head, at their grey mean and standard deviation."""
+    head_only: bool = False
+    """Train the head alone, a linear layer, on features of undistorted images; needs ``init_seed`` or ``backbone``.
+
+    Seconds where all weights take minutes. ``lr`` and ``base_lr`` around .01 and 300 to 600 steps converge; ``drop_path``
+    and ``precision`` have no effect. What starts from nothing trains all weights nevertheless."""
     drop_path: float = 0.0
     """Stochastic depth, 0 to below 1."""
     image_size: int = 128
@@ -88,7 +93,7 @@ class TrainConfig:
     precision: str = "no"
     """no (float32) or bf16 (autocast; halves the time on many CPUs and all recent GPUs)."""
     phase_2_share: float = 0.0
-    """Share of the steps, at the end, that draw from the arm's slots of phase 2; 0 to 1."""
+    """Share of the steps, at the end, in which an arm that has a second phase draws from its slots; 0 to 1."""
     checkpoint_every: int = 200
     """Steps between checkpoints; does not change the result. 1 or more."""
 
@@ -106,6 +111,13 @@ class TrainConfig:
             if not is_legal:
                 raise TailfillError(f"train.{key} is {getattr(self, key)}; outside its range, see --help")
         require_model(self.model)
+        if self.backbone is not None:
+            if self.pretrained:
+                raise TailfillError("train.pretrained is true and train.backbone is given; wanted: one start")
+            fitting_card(Path(self.backbone), model=self.model, image_size=self.image_size)
+        if self.head_only and self.backbone is None and self.init_seed is None:
+            raise TailfillError("train.head_only is true without train.backbone or train.init_seed; wanted: one of "
+                                "them, for a head of random features learns nothing")
 
 
 def train_folder(run: Run, arm: str, seed: int) -> Path:
@@ -150,81 +162,91 @@ class Job:
         )
 
     @property
-    def start(self) -> Path | None:
-        """Folder of the training run whose EMA weights this one starts from."""
-        if self.is_extra or self.config.init_seed is None:
-            return None
-        return train_folder(self.run, "real", self.config.init_seed)
+    def start(self) -> Start | None:
+        """Where the weights of step 0 stand; None: nowhere, they are random or timm's."""
+        if not self.is_extra and self.config.init_seed is not None:
+            return Start(folder=train_folder(self.run, "real", self.config.init_seed), is_backbone=False)
+        return Start(folder=Path(self.config.backbone), is_backbone=True) if self.config.backbone else None
 
     @property
-    def synthetic(self) -> Path | None:
-        """Folder of the filter's table, for an arm that uses it."""
-        return self.run.folder / "synthetic" if ARMS[self.arm].needs_synthetic else None
+    def trains_head_only(self) -> bool:
+        """Whether all but the head is frozen; never where there is nothing to freeze."""
+        return self.config.head_only and self.start is not None
+
+    @property
+    def pools(self) -> dict[str, Path]:
+        """Folders of the tables, beside the cohort's, whose images the arm uses, by stage."""
+        return pool_folders(self.run, self.arm)
 
     def stage(self) -> Stage:
         """The stage; raises ``TailfillError`` with the command to type when something it needs is missing."""
+        check_phases(self.arm, self.config.phase_2_share)
         other = ("steps", "lr", "init_seed") if self.is_extra else ("base_steps", "base_lr")
-        settings = {key: value for key, value in asdict(self.config).items()
-                    if key not in (*other, "checkpoint_every")}
+        unused = (*other, "checkpoint_every", "backbone", *(() if self.trains_head_only else ("head_only",)))
+        settings = {key: value for key, value in asdict(self.config).items() if key not in unused}
         inputs = {"cohort": self.run.cohort_folder, "arm": arm_folder(self.run, self.arm, self.seed)}
         if self.start is not None:
-            if read_stamp(self.start) is None:
-                raise TailfillError(f"{self.start}: no complete training run to start from (train.init_seed); run: "
-                                    "accelerate launch classify/train.py --config C --arm real "
+            if not self.start.is_backbone and read_stamp(self.start.folder) is None:
+                raise TailfillError(f"{self.start.folder}: no complete training run to start from (train.init_seed); "
+                                    "run: accelerate launch classify/train.py --config C --arm real "
                                     f"--arm-seed {self.config.init_seed}")
-            inputs["start"] = self.start
-        if self.synthetic is not None:
-            inputs["filter"] = self.synthetic
+            inputs |= self.start.inputs()
+        inputs |= self.pools
         config = {"arm": self.arm, "arm_seed": self.seed, "seed": self.run.seed, **settings}
         return Stage("train", self.folder, config=config, inputs=inputs)
 
 
-def initial_model(job: Job, card: Card) -> nn.Module:
-    """The model at step 0: the shared start's EMA weights, timm's, or random ones drawn from the job's seed."""
+def initial_model(job: Job, card: Card, shares: torch.Tensor) -> nn.Module:
+    """The model at step 0; ``shares``, float32 (n_labels,), is the real prevalence, for a head that is new."""
     config = job.config
     torch.manual_seed(stream(job.entropy, 0))  # timm draws initial weights from the global generator
     model = build_classifier(config.model, len(card.labels), image_size=config.image_size,
                              pretrained=config.pretrained and job.start is None, drop_path=config.drop_path)
     if job.start is not None:
-        load_weights(model, verify(job.start, "train", "ema.safetensors"))
+        job.start.load(model, shares)
     return model
 
 
 def make_card(job: Job, cohort: Cohort, slots: Slots) -> Card:
-    """The card of the model to train; that of the shared start where there is one, after checking that it fits."""
+    """The card of the model to train; that of the start where there is one, after checking that it fits."""
     config = job.config
-    if job.start is None:
-        mean, std = grey_statistics(slots.images[0])
-        return Card(model=config.model, labels=tuple(cohort.labels), image_size=config.image_size, mean=mean, std=std)
-    card = load_card(job.start)
-    card.require_labels(cohort.labels, where=job.start)
-    for key, wanted in (("model", config.model), ("image_size", config.image_size)):
-        if getattr(card, key) != wanted:
-            raise TailfillError(f"{job.start}: was trained with {key} {getattr(card, key)}; wanted: {wanted}")
-    return card
+    if job.start is not None:
+        return job.start.card(cohort.labels, model=config.model, image_size=config.image_size)
+    mean, std = grey_statistics(slots.images[0])
+    return Card(model=config.model, labels=tuple(cohort.labels), image_size=config.image_size, mean=mean, std=std)
 
 
-def prepare_patients(job: Job, cohort: Cohort, arm: pd.DataFrame, folder: Path) -> None:
-    """Write whose images this run learns from; raises ``TailfillError`` when a test patient is among them."""
-    used = cohort.frame[cohort.frame["image_id"].isin(arm["image_id"])]
-    inherited = [source for source in (job.start, job.synthetic) if source is not None]
+def prepare_patients(
+    job: Job, cohort: Cohort, pools: Mapping[str, Pool], arm: pd.DataFrame, folder: Path
+) -> None:
+    """Write whose images this run learns from; raises ``TailfillError`` when a test patient is among them.
+
+    A synthetic image counts for the patients that its generator learnt from, a real one for its own.
+    """
+    real = pd.concat([cohort.frame, *(pool.frame for name, pool in pools.items() if name != "filter")])
+    used = real[real["image_id"].isin(arm["image_id"])]
+    inherited = [job.start.folder] if job.start is not None and job.start.names_patients else []
+    inherited += [job.pools["filter"]] if "filter" in job.pools else []
     write_patients(folder, used["patient_id"], salt=cohort.salt, inherited=inherited)
     check_no_overlap(folder, cohort)
 
 
-def write_results(job: Job, stage: Stage, learner: Learner, card: Card, *, n_slots: int, processes: int) -> None:
-    """Weights, card and history, then the stamp; the checkpoint has served."""
-    save_weights(learner.model.state_dict(), stage.folder / "raw.safetensors")
-    save_weights(learner.ema.module.state_dict(), stage.folder / "ema.safetensors")
+def write_results(
+    job: Job, stage: Stage, learner: Learner, card: Card, *, model: nn.Module, prefix: str, n_slots: int,
+    extra: dict[str, Any],
+) -> None:
+    """Weights of the whole model, card and history, then the stamp; the checkpoint has served.
+
+    ``prefix`` is the place in ``model`` of what the learner holds; everything else is written as it was.
+    """
+    for name, learnt in (("raw", learner.model), ("ema", learner.ema.module)):
+        state = {f"{prefix}{key}": value for key, value in learnt.state_dict().items()}
+        save_weights(model.state_dict() | state, stage.folder / f"{name}.safetensors")
     save_card(card, stage.folder)
     history = pd.DataFrame(learner.history)
     write_table(history, stage.folder / "history.parquet")
-    origin = (read_stamp(job.start) or {}).get("extra", {}) if job.start else {}
-    unknown = job.config.pretrained if job.start is None else origin.get("provenance") == "unknown"
-    extra: dict[str, Any] = {
-        "images_per_second": float(history["images_per_second"].median()), "loss": float(history["loss"].iloc[-1]),
-        "processes": processes, "provenance": "unknown" if unknown else "this run",
-    }
+    extra = extra | {"images_per_second": float(history["images_per_second"].median()),
+                     "loss": float(history["loss"].iloc[-1])}
     counts = {"steps": learner.step, "slots": n_slots, "images_seen": learner.step * job.config.batch_size}
     stage.finish(outputs=["ema.safetensors", "raw.safetensors", CARD, FILE], counts=counts, extra=extra)
     (stage.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -232,7 +254,7 @@ def write_results(job: Job, stage: Stage, learner: Learner, card: Card, *, n_slo
 
 def train(job: Job) -> None:
     """Train one arm with one seed, unless that is done; called by every process."""
-    accelerator = start_accelerator(job.run, job.folder, job.config.precision)
+    accelerator = start_accelerator(job.run, job.folder, "no" if job.trains_head_only else job.config.precision)
     cohort = load_cohort(job.run.cohort_folder)
     if job.is_extra and accelerator.is_main_process:  # a critic needs no arm command of its own: `real` has no settings
         write_arm(job.run, ArmConfig(), arm=job.arm, seed=job.seed)
@@ -244,19 +266,30 @@ def train(job: Job) -> None:
         log.info("train %s, seed %d: complete, nothing to do", job.arm, job.seed)
         return
     arm = read_table(verify(arm_folder(job.run, job.arm, job.seed), "arm", "arm.parquet"), arm_schema())
+    pools = load_pools(job.pools, cohort)
     if accelerator.is_main_process:
         stage.begin()
-        prepare_patients(job, cohort, arm, stage.folder)
+        prepare_patients(job, cohort, pools, arm, stage.folder)
     with accelerator.main_process_first():  # the first writes the cache of pixels, the others read it
-        slots = load_slots(arm, cohort, size=job.config.image_size, cache=job.run.folder / "cache",
-                           synthetic=job.synthetic, threads=job.run.threads)
+        slots = load_slots(arm, cohort, pools, size=job.config.image_size, cache=job.run.folder / "cache",
+                           threads=job.run.threads)
     accelerator.init_trackers("tensorboard" if job.run.tracker == "tensorboard" else "tailfill")  # a folder; a project
     card = make_card(job, cohort, slots)
     shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))
-    learner = fit(initial_model(job, card), slots, card, LOSSES[job.config.loss](shares), recipe=job.recipe,
+    model = initial_model(job, card, shares)
+    prefix, learns, feed = "", model, feed_pixels(card)
+    if job.trains_head_only:
+        name, learns = head_of(model)
+        prefix, feed = f"{name}.", feed_features
+        with accelerator.main_process_first():
+            slots = replace(slots, images=[load_features(model, images, card, cache=job.run.folder / "cache",
+                                                         device=accelerator.device) for images in slots.images])
+    learner = fit(learns, slots, feed, LOSSES[job.config.loss](shares), recipe=job.recipe,
                   checkpoint=stage.folder / CHECKPOINT, accelerator=accelerator)
     if accelerator.is_main_process:
-        write_results(job, stage, learner, card, n_slots=len(slots.index), processes=accelerator.num_processes)
+        known = not job.config.pretrained if job.start is None else job.start.is_known(cohort)
+        write_results(job, stage, learner, card, model=model, prefix=prefix, n_slots=len(slots.index), extra={
+            "processes": accelerator.num_processes, "provenance": "this run" if known else "unknown"})
     accelerator.end_training()
 
 

@@ -81,6 +81,9 @@ STAGES: tuple[StageEntry, ...] = (
     StageEntry(name="report", command="python -m classify.report --config C", folder="report", row="report.html"),
 )
 
+FOLDERS: dict[str, str] = {stage.name: stage.folder for stage in STAGES}
+"""Stage name to its folder below the run's."""
+
 SECTIONS: tuple[str, ...] = (
     "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "arm", "train", "predict",
     "compare", "report",

@@ -22,7 +22,7 @@ RESERVED = frozenset(
         "image_id", "root", "path", "patient_id", "study_id", "view", "age", "sex", "split", "sample_id",
         "prompt", "negative_prompt", "charged_to", "label_source_id", "init_image_id", "strength", "seed",
         "batch", "round", "keep", "reason", "status", "error", "sha256", "height", "width", "seconds", "rank",
-        "micro_batch", "slot_id", "repeat", "loss_weight", "phase", "fold", "arm", "weights",
+        "micro_batch", "slot_id", "repeat", "labels_from", "loss_weight", "phase", "fold", "arm", "weights",
     )
 )
 
@@ -102,14 +102,18 @@ def synthetic_schema(labels: Sequence[str], rules: Sequence[str]) -> pa.DataFram
 
 
 def arm_schema() -> pa.DataFrameSchema:
-    """One row per training slot; duplicates, oversampling and schedules are all expressed here."""
+    """One row per training slot; duplicates, oversampling and schedules are all expressed here.
+
+    ``labels_from``: the image whose labels the slot has; null, or no such column: those of its own image.
+    """
     return pa.DataFrameSchema(
         {
             "slot_id": _number("int64", pa.Check.ge(0)), "image_id": _text(), "sample_id": _text(nullable=True),
+            "labels_from": _text(nullable=True),
             "repeat": _number("int64", pa.Check.ge(0)), "loss_weight": _number("float64", pa.Check.gt(0)),
             "phase": _number("int64", pa.Check.isin([1, 2])),
         },
-        strict=True, unique=["slot_id"], name="arm",
+        strict=True, unique=["slot_id"], add_missing_columns=True, name="arm",
     )
 
 
@@ -194,6 +198,11 @@ class Cohort:
     def in_group(self, group: str) -> list[str]:
         """The labels of a group, in column order."""
         return [label for label in self.labels if self.groups[label] == group]
+
+    @property
+    def scarce(self) -> list[str]:
+        """The labels that a plan may fill and arms add slots for: the tail, and controls without a visible sign."""
+        return [label for label in self.labels if self.groups[label] in ("tail", "control")]
 
     def image_paths(self, frame: pd.DataFrame) -> list[Path]:
         """The absolute path of each row's image file."""

@@ -8,7 +8,10 @@ import pytest
 from tiny_classify import LABELS, write_cohort, write_synthetic
 
 from classify import arm as arm_module
-from classify.arm import ARMS, ArmConfig, Draw, build_arm, count_slots, deal, oversample, tail_slots, write_arm
+from classify.arm import ArmConfig, build_arm, count_slots, write_arm
+from classify.arms.filling import deal
+from classify.arms.layout import tail_slots
+from classify.arms.rivals import ARMS, Draw, oversample
 from cohort.config import Run
 from cohort.errors import TailfillError, run_command
 from cohort.stage import require
@@ -62,7 +65,8 @@ def test_oversample_follows_the_repeat_factor(cohort):
                              and row[label] == 1]) for _, row in train.iterrows()]
     config, total, n = ArmConfig(oversample_threshold=threshold), pd.Series(0.0, index=train["image_id"]), 100
     for seed in range(n):
-        draw = Draw(cohort=cohort, config=config, rng=np.random.default_rng(seed), synthetic=cohort.frame[:0])
+        draw = Draw(cohort=cohort, config=config, rng=np.random.default_rng(seed), frames={}, seed=0,
+                    n_seeds=1)
         counts = oversample(draw)["image_id"].value_counts().reindex(total.index)
         assert (counts >= np.floor(expected)).all()
         assert (counts <= np.ceil(expected)).all()
@@ -133,19 +137,21 @@ def test_share_of_synthetic_and_unfilled_slots(run, cohort):
 def test_seeds_share_no_synthetic_image_and_use_all(run):
     frame = pd.read_parquet(run.folder / "synthetic" / "synthetic.parquet")
     kept = frame[frame["keep"]]
-    parts = [set(deal(kept, seed=seed, n_seeds=3)["sample_id"]) for seed in range(3)]
+    by = ("label_source_id", "sample_id")
+    parts = [set(deal(kept, seed=seed, n_seeds=3, by=by)["sample_id"]) for seed in range(3)]
     assert set.union(*parts) == set(kept["sample_id"])
     assert sum(map(len, parts)) == len(kept)
     for seed in range(3):
-        assert (deal(kept, seed=seed, n_seeds=3).groupby(["charged_to", "label_source_id"]).size() == 1).all()
+        assert (deal(kept, seed=seed, n_seeds=3, by=by).groupby(["charged_to", "label_source_id"]).size() == 1).all()
 
 
 def test_the_deal_does_not_depend_on_the_order_of_rows(run):
     frame = pd.read_parquet(run.folder / "synthetic" / "synthetic.parquet")
     shuffled = frame.sample(frac=1, random_state=0)
     for seed in range(3):
-        assert set(deal(frame, seed=seed, n_seeds=3)["sample_id"]) == set(
-            deal(shuffled, seed=seed, n_seeds=3)["sample_id"])
+        first, second = (set(deal(each, seed=seed, n_seeds=3, by=("label_source_id", "sample_id"))["sample_id"])
+                         for each in (frame, shuffled))
+        assert first == second
 
 
 def test_written_once_and_reproducible(run, cohort):

@@ -1,0 +1,99 @@
+"""Which image takes which slot: kept synthetic images by their source, all others by the cheapest assignment.
+
+No image stands in two slots of a seed, and none serves two seeds: a table is sorted so that like stands beside like,
+and within a charged class its k-th row goes to seed k modulo n_seeds. Where no image is left for a slot, the repeat of
+a real one stays in it and is counted as unfilled. Not promised: that a positive and the negative drawn from the same
+noise go to the same seed (they are dealt apart, and the filter may keep only one).
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+
+from classify.arms.layout import NEGATIVE, ArmConfig
+from classify.slots import label_matrix
+from cohort.tables import Cohort
+
+WEAK = 0.5  # what a wrong view or source costs beside 1 per wrong label: it decides between equals only
+
+
+def deal(frame: pd.DataFrame, *, seed: int, n_seeds: int, by: tuple[str, ...]) -> pd.DataFrame:
+    """The rows of one seed: disjoint between seeds, together all, even within a ``charged_to`` and along ``by``."""
+    ordered = frame.sort_values(["charged_to", *by])
+    return ordered[ordered.groupby("charged_to").cumcount() % n_seeds == seed % n_seeds]
+
+
+def charge_to_rarest(frame: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """The rows that carry a scarce label, with the one that fewest rows carry in a new column ``charged_to``."""
+    by_rarity = frame[cohort.scarce].sum().sort_values(kind="stable").index
+    carries = frame[by_rarity].eq(1).fillna(False).to_numpy(dtype=bool)
+    charged = by_rarity.to_numpy(dtype=object)[carries.argmax(axis=1)] if len(by_rarity) else None
+    return frame.assign(charged_to=charged).iloc[np.flatnonzero(carries.any(axis=1))]
+
+
+def fill_slots(slots: pd.DataFrame, kept: pd.DataFrame, config: ArmConfig) -> pd.DataFrame:
+    """Put kept synthetic images into their share of the added slots, each label and the negatives for themselves.
+
+    An image that names its source only goes into a slot of that source; one that names none (an unseen combination)
+    into any slot of its label. Slots are visited in order, which visits sources evenly. No image is used twice.
+    """
+    filled = slots.copy()
+    for charged, group in slots.dropna(subset="charged_to").groupby("charged_to"):
+        pool: dict[str, list[tuple[str, str]]] = {}
+        own = kept[kept["charged_to"] == charged].sort_values("sample_id")
+        for source, image, sample in zip(own["label_source_id"].fillna(""), own["image_id"], own["sample_id"],
+                                         strict=True):
+            pool.setdefault(source, []).append((image, sample))
+        left, waiting = round(config.synthetic_share * len(group)), []
+        kind = "synthetic_negative" if charged == NEGATIVE else "synthetic"
+        for row, source in zip(group.index, group["source"], strict=True):
+            stock = pool.get(source) or pool.get("")
+            if left and stock:
+                filled.loc[row, ["image_id", "sample_id"]] = stock.pop(0)
+                filled.loc[row, ["kind", "loss_weight"]] = kind, config.synthetic_loss_weight
+                left -= 1
+            else:
+                waiting.append(row)
+        filled.loc[waiting[:left], "unfilled"] = True
+    return filled
+
+
+def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns, int64 (n,) each, that go together: as many as can, at the least sum of costs.
+
+    ``cost`` is float (n_slots, n_images), infinite where an image may not take a slot.
+    """
+    legal = np.isfinite(cost)
+    if not legal.any():
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    prohibitive = (1.0 + cost[legal].max()) * (1 + min(cost.shape))
+    rows, columns = linear_sum_assignment(np.where(legal, cost, prohibitive))
+    served = legal[rows, columns]
+    return rows[served], columns[served]
+
+
+def cost_of_new(slots: pd.DataFrame, images: pd.DataFrame, cohort: Cohort) -> np.ndarray:
+    """How far new real images are from the sources of slots, float (n_slots, n_images).
+
+    One per label in which both are known and differ, half of one for another view; infinite where an image is not
+    positive for the label that the slot is charged to.
+    """
+    train = cohort.split("train").set_index("image_id").loc[slots["source"]]
+    ours, theirs = label_matrix(train, cohort.labels), label_matrix(images, cohort.labels)
+    pairs = [((ours == a).astype(np.float32), (theirs == 1 - a).astype(np.float32)) for a in (0, 1)]
+    labels_apart = sum(left @ right.T for left, right in pairs)
+    views_apart = train["view"].fillna("").to_numpy()[:, None] != images["view"].fillna("").to_numpy()[None]
+    charged = [cohort.labels.index(label) for label in slots["charged_to"]]
+    return np.where((theirs == 1).T[charged], labels_apart + WEAK * views_apart, np.inf)
+
+
+def cost_of_equals(slots: pd.DataFrame, placed: pd.DataFrame, images: pd.DataFrame, cohort: Cohort) -> np.ndarray:
+    """0, or a half for another source, where an image is charged to a slot's label and has the labels of the one that
+    was ``placed`` there (a row per slot); infinite elsewhere. float (n_slots, n_images).
+    """
+    def keys(frame: pd.DataFrame) -> np.ndarray:
+        labels = frame[cohort.labels].astype("Int8").astype("str").agg("|".join, axis=1)
+        return (frame["charged_to"] + "|" + labels).to_numpy(dtype=object)
+
+    elsewhere = slots["source"].to_numpy()[:, None] != images["label_source_id"].fillna("").to_numpy()[None]
+    return np.where(keys(placed)[:, None] == keys(images)[None], WEAK * elsewhere, np.inf)

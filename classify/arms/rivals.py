@@ -1,0 +1,159 @@
+"""The rivals by name, each a function from the same draw to its slots.
+
+::
+
+    duplicate   all real images | hernia A       hernia B  ... | real image like A, no hernia       ...
+    synthetic   all real images | made from A    hernia B  ... | made from A's labels less hernia   ...
+    oracle      all real images | new hernia ~ A hernia B  ... | real image like A, no hernia       ...
+
+`real` and `oversample` (repeat factors of LVIS) ask whether the tail needs help at all. `duplicate` repeats its real
+images, and every arm below has its very slots, a share of them filled with something else: `synthetic` with kept
+images; `unfiltered` with as many of the first round whatever the filter said; `permuted` with those of `synthetic`,
+their labels shuffled (is it content or regularisation?); `oracle` with new real images of the same site, the most that
+any generator could be worth; `external` with real ones of the site that the generator learnt from. `X-then-real` ends
+on the real images alone. Not promised: that the pool of new images reaches; what is missing is counted as unfilled.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots
+from classify.arms.layout import NEGATIVE, ArmConfig, real_slots, tail_slots
+from classify.slots import label_matrix, prevalence
+from cohort.tables import Cohort
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What an arm is built from."""
+
+    cohort: Cohort
+    config: ArmConfig
+    rng: np.random.Generator
+    """The same for all arms of a seed, so that they share the layout of slots: whatever draws, draws that first."""
+    frames: Mapping[str, pd.DataFrame]
+    """The tables that the arm needs beside the cohort, by stage."""
+    seed: int
+    n_seeds: int
+
+    def deal(self, frame: pd.DataFrame, *by: str) -> pd.DataFrame:
+        """The rows that this seed gets."""
+        return deal(frame, seed=self.seed, n_seeds=self.n_seeds, by=by)
+
+
+def real(draw: Draw) -> pd.DataFrame:
+    """Each real training image once."""
+    return real_slots(draw.cohort.split("train")["image_id"], "real")
+
+
+def oversample(draw: Draw) -> pd.DataFrame:
+    """Repeat-factor sampling (LVIS, Gupta 2019, section 4): r_c = max(1, sqrt(t / f_c)), the largest of an image's.
+
+    The fractional part of a factor is rounded up with its own probability.
+    """
+    train = draw.cohort.split("train")
+    targets = label_matrix(train, draw.cohort.labels)
+    frequency = np.maximum(prevalence(targets), 1e-12)  # a label that nobody has is nobody's reason to repeat
+    factors = np.maximum(1.0, np.sqrt(draw.config.oversample_threshold / frequency))
+    image_factors = np.where(targets == 1, factors, 1.0).max(axis=1)
+    repeats = np.floor(image_factors + draw.rng.random(len(train))).astype(int)
+    extra = np.repeat(train["image_id"].to_numpy(), repeats - 1)
+    return pd.concat([real(draw), real_slots(extra, "duplicate")], ignore_index=True)
+
+
+def duplicate(draw: Draw) -> pd.DataFrame:
+    """The real images, then the added slots of ``tail_slots``, all filled with repeats of real images."""
+    return pd.concat([real(draw), tail_slots(draw.cohort, draw.config, draw.rng)], ignore_index=True)
+
+
+def synthetic(draw: Draw) -> pd.DataFrame:
+    """The slots of ``duplicate``, a share of them holding kept synthetic images, each in a slot of its source."""
+    return _with_synthetic(duplicate(draw), draw)
+
+
+def unfiltered(draw: Draw) -> pd.DataFrame:
+    """The slots of ``synthetic``, each synthetic image replaced by one of the first round, kept or not.
+
+    The stand-in is charged to the same label and has the same label vector; of its slot's source where there is one.
+    """
+    made, repeats = draw.frames["filter"], duplicate(draw)
+    slots = _with_synthetic(repeats, draw)
+    rows = slots.index[slots["sample_id"].notna()]
+    images = draw.deal(made[made["round"] == made["round"].min()], "label_source_id", "sample_id")
+    images = images.sample(frac=1, random_state=draw.rng)
+    placed = made.set_index("image_id").loc[slots.loc[rows, "image_id"]]
+    served, chosen = assign(cost_of_equals(slots.loc[rows], placed, images, draw.cohort))
+    slots.loc[rows[served], ["image_id", "sample_id"]] = images.iloc[chosen][["image_id", "sample_id"]].to_numpy()
+    missing = rows.delete(served)
+    slots.loc[missing] = repeats.loc[missing].assign(unfilled=True)
+    return slots
+
+
+def permuted(draw: Draw) -> pd.DataFrame:
+    """The slots of ``synthetic``, the labels of its synthetic images dealt among them at random."""
+    slots = synthetic(draw)
+    images = slots.loc[slots["sample_id"].notna(), "image_id"]
+    slots.loc[images.index, "labels_from"] = draw.rng.permutation(images.to_numpy(dtype=object))
+    return slots
+
+
+def new_real(draw: Draw, stage: str) -> pd.DataFrame:
+    """The slots of ``duplicate``; where ``synthetic`` has, or was to have, a positive one, a new image of ``stage``.
+
+    It is positive for the slot's label, and in its other labels and its view nearest to the slot's source.
+    """
+    slots = duplicate(draw)
+    meant = _with_synthetic(slots, draw)
+    rows = slots.index[(meant["kind"] == "synthetic") | (meant["unfilled"] & (meant["charged_to"] != NEGATIVE))]
+    images = charge_to_rarest(draw.frames[stage], draw.cohort)
+    images = draw.deal(images, *draw.cohort.labels, "view", "image_id").sample(frac=1, random_state=draw.rng)
+    served, chosen = assign(cost_of_new(slots.loc[rows], images, draw.cohort))
+    slots.loc[rows[served], "image_id"] = images["image_id"].to_numpy()[chosen]
+    slots.loc[rows[served], "kind"] = "new_real"
+    slots.loc[rows.delete(served), "unfilled"] = True
+    return slots
+
+
+def then_real(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame:
+    """The slots of another arm, and for the second phase the real images alone."""
+    return pd.concat([first(draw), real(draw).assign(phase=2)], ignore_index=True)
+
+
+def _with_synthetic(slots: pd.DataFrame, draw: Draw) -> pd.DataFrame:
+    made = draw.frames["filter"]
+    return fill_slots(slots, draw.deal(made[made["keep"]], "label_source_id", "sample_id"), draw.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """How an arm is built, and what its table depends on."""
+
+    build: Callable[[Draw], pd.DataFrame]
+    settings: tuple[str, ...] = ()
+    """The keys of ``ArmConfig`` that matter to it; others may change without making its table stale."""
+    needs: tuple[str, ...] = ()
+    """The stages, beside the cohort, whose images it uses."""
+    has_phase_2: bool = False
+    """Whether it ends on slots of its own, for which train.phase_2_share must leave steps."""
+
+
+LAYOUT = ("slots_per_class", "negatives")
+SHARE = (*LAYOUT, "synthetic_share")
+FILLED = (*SHARE, "synthetic_loss_weight")
+
+ARMS: dict[str, Arm] = {
+    "real": Arm(build=real),
+    "oversample": Arm(build=oversample, settings=("oversample_threshold",)),
+    "duplicate": Arm(build=duplicate, settings=LAYOUT),
+    "synthetic": Arm(build=synthetic, settings=FILLED, needs=("filter",)),
+    "unfiltered": Arm(build=unfiltered, settings=FILLED, needs=("filter",)),
+    "permuted": Arm(build=permuted, settings=FILLED, needs=("filter",)),
+    "oracle": Arm(build=lambda draw: new_real(draw, "oracle"), settings=SHARE, needs=("filter", "oracle")),
+    "external": Arm(build=lambda draw: new_real(draw, "external"), settings=SHARE, needs=("filter", "external")),
+    "synthetic-then-real": Arm(build=lambda draw: then_real(draw, synthetic), settings=FILLED, needs=("filter",),
+                               has_phase_2=True),
+    "duplicate-then-real": Arm(build=lambda draw: then_real(draw, duplicate), settings=LAYOUT, has_phase_2=True),
+}
