@@ -84,6 +84,9 @@ STAGES: tuple[StageEntry, ...] = (
 FOLDERS: dict[str, str] = {stage.name: stage.folder for stage in STAGES}
 """Stage name to its folder below the run's."""
 
+OPTIONAL: tuple[str, ...] = ("oracle", "external", "autoencoder")
+"""Stages that only a run whose configuration has their section needs."""
+
 SECTIONS: tuple[str, ...] = (
     "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "arm", "train", "predict",
     "compare", "report",

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import STAGES, StageEntry, folder_state, read_stamp, stage_folders
+from cohort.pipeline import OPTIONAL, STAGES, StageEntry, folder_state, read_stamp, stage_folders
 
 
 def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list[Path]:
@@ -31,8 +31,8 @@ def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list
         start = config.get("train", {}).get("init_seed")
         seeds = [*([] if start is None else [start]), *config.get("filter", {}).get("critic_seeds", [])]
         wanted = [entry.folder.replace("CRITIC", str(seed)) for seed in dict.fromkeys(seeds)]
-    elif entry.name == "autoencoder":  # only a generator from nothing has one
-        wanted = [entry.folder] if "autoencoder" in config else []
+    elif entry.name in OPTIONAL:
+        wanted = [entry.folder] if entry.name in config else []
     else:
         wanted = [config.get("cohort") or entry.folder if entry.name == "prepare" else entry.folder]
     return list(dict.fromkeys([*(run / name for name in wanted), *stage_folders(run, entry)]))

@@ -43,7 +43,7 @@ class PlanConfig:
     """What to ask for."""
 
     scarce: tuple[str, ...] = ("tail",)
-    """Scarce labels, by group (head, medium, tail) or by name."""
+    """Scarce labels, by group (head, medium, tail, control: those without a visible sign) or by name."""
     rule: str = "flat"
     """Budget rule: flat (equal), floor (real + synthetic up to ``floor``), inverse_frequency, or effective_number."""
     total: int | None = None

@@ -17,7 +17,7 @@ import pandas as pd
 
 from cohort.errors import TailfillError, nearest
 
-GROUPS = ("head", "medium", "tail")
+GROUPS = ("head", "medium", "tail", "control")
 
 
 @dataclass(frozen=True, kw_only=True)

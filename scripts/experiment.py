@@ -22,16 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment_config import SCHEMAS, Experiment, fix_endpoint, read_experiment
+from experiment_config import FURTHER, SCHEMAS, Experiment, fix_endpoint, read_experiment
 from experiment_processes import run_forked, run_launched, sole_owner
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import STAGES, is_stale, read_stamp
+from cohort.pipeline import FOLDERS, is_stale, read_stamp
 
 log = logging.getLogger(__name__)
 
 LAUNCHED = ("autoencoder", "finetune", "generate", "filter", "train", "predict")
-FOLDERS = {stage.name: stage.folder for stage in STAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,9 @@ def list_steps(config: dict[str, Any]) -> Iterator[Step]:
 
     if "prepare" in config:
         yield Step(stage="prepare", folder=Path(config["cohort"] or run / "cohort"))
-    yield step("plan")
+    for stage in ("oracle", "external", "plan"):
+        if stage in config:
+            yield step(stage)
     start = config["train"].get("init_seed")
     for seed in dict.fromkeys([*([] if start is None else [start]), *config["filter"]["critic_seeds"]]):
         yield step("train", "real", seed)
@@ -88,7 +89,8 @@ def is_done(step: Step, section: dict[str, Any]) -> bool:
 def words_of(step: Step, experiment: Experiment) -> list[str]:
     """The module of a step and its arguments."""
     arm = [] if step.arm is None else ["--arm", step.arm, "--arm-seed", str(step.seed)]
-    return [SCHEMAS[step.stage].partition(":")[0], "--config", str(experiment.folder / "config.yaml"), *arm]
+    role = ["--role", step.stage] if step.stage in FURTHER else []
+    return [SCHEMAS[step.stage].partition(":")[0], "--config", str(experiment.folder / "config.yaml"), *role, *arm]
 
 
 def run_step(step: Step, experiment: Experiment, file: Path) -> None:
@@ -145,10 +147,12 @@ def run_all(experiment: Experiment, steps: list[Step]) -> None:
 def main() -> None:
     """Check everything, fix what is to be compared, run what is missing."""
     experiment = read_experiment(sys.argv[1:], doc=__doc__)
-    config, steps = experiment.config, list(list_steps(experiment.config))
-    if "prepare" in config and not Path(config["prepare"]["root"]).is_dir():
-        raise TailfillError(f"prepare.root: {config['prepare']['root']} is no folder; wanted: a copy of the dataset in "
-                            "its own layout, or toy images from: python scripts/make_debug_data.py data/debug")
+    steps = list(list_steps(experiment.config))
+    for section in ("prepare", *FURTHER):
+        root = experiment.config.get(section, {}).get("root")
+        if root is not None and not Path(root).is_dir():
+            raise TailfillError(f"{section}.root: {root} is no folder; wanted: a copy of the dataset in its own "
+                                "layout, or toy images from: python scripts/make_debug_data.py data/debug")
     if experiment.dry_run:
         print_steps(experiment, steps)
         return

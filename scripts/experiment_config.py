@@ -7,6 +7,7 @@ it differs in nothing that a stage's fingerprint holds. Not promised: that setti
 
 import importlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,25 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from classify.arm import check_arm
+from classify.arm import check_arm, check_phases
+from classify.arms.rivals import ARMS
 from classify.compare import CompareConfig, registration
 from classify.training import share_batch
 from cohort.config import Run, check_keys, load_yaml, resolve_paths
 from cohort.errors import TailfillError, fail
+from cohort.pipeline import OPTIONAL
 from cohort.stage import write_atomically
 
 SCHEMAS = {
-    "prepare": "cohort.prepare:PrepareConfig", "plan": "prompts.plan:PlanConfig",
+    "prepare": "cohort.prepare:PrepareConfig", "oracle": "cohort.prepare:PrepareConfig",
+    "external": "cohort.prepare:PrepareConfig", "plan": "prompts.plan:PlanConfig",
     "autoencoder": "synth.autoencoder:AutoencoderConfig", "finetune": "synth.finetune:FinetuneConfig",
     "generate": "synth.generate:GenerateConfig", "filter": "synth.filter:FilterConfig", "arm": "classify.arm:ArmConfig",
     "train": "classify.train:TrainConfig", "predict": "classify.predict:PredictConfig",
     "compare": "classify.compare:CompareConfig", "report": "classify.report:ReportConfig",
 }
+FURTHER = ("oracle", "external")
+"""Sections of cohorts that only an arm of their name needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     """The configuration file that ``argv`` starts with, and overrides; every section is checked before any work."""
     file = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     content = load_yaml(file) if file else {}
-    left_out = {"autoencoder"} - content.keys() | ({"prepare"} if content.get("cohort") else set())
+    left_out = set(OPTIONAL) - content.keys() | ({"prepare"} if content.get("cohort") else set())
     schemas = {name: _import(place) for name, place in SCHEMAS.items() if name not in left_out}
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
     parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")
@@ -72,7 +78,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     if built.processes < 1:
         raise TailfillError(f"--processes is {built.processes}; wanted: 1 or more")
     run = Run(**{f.name: built[f.name] for f in fields(Run)})
-    check_arms(run, built["compare"])
+    check_arms(run, built["compare"], phase_2_share=built["train"].phase_2_share, sections=content)
     check_together(built, content, file)
     plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
     return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
@@ -104,10 +110,19 @@ def fix(file: Path, content: bytes) -> None:
                             "give another run folder")
 
 
-def check_arms(run: Run, compare: CompareConfig) -> None:
-    """Raise ``TailfillError`` for an unknown arm, or an endpoint about an arm that is not in the experiment."""
+def check_arms(run: Run, compare: CompareConfig, *, phase_2_share: float, sections: Collection[str]) -> None:
+    """Raise ``TailfillError`` for an arm that is unknown or lacks something, and for a section that no arm needs.
+
+    Likewise for an endpoint about an arm that is not in the experiment.
+    """
     for arm in run.arms:
         check_arm(run, arm, 0)
+        check_phases(arm, phase_2_share)
+    for section in FURTHER:
+        users = [arm for arm in run.arms if section in ARMS[arm].needs]
+        if bool(users) != (section in sections):
+            raise TailfillError(f"arms: '{users[0]}' needs a section {section}, and the config has none" if users else
+                                f"{section}: no arm needs this section; wanted: an arm {section}, or no such section")
     for role, arm in (("arm", compare.endpoint.arm), ("rival", compare.endpoint.rival)):
         if arm not in run.arms:
             raise TailfillError(f"compare.endpoint.{role} is '{arm}'; wanted: one of the arms {', '.join(run.arms)}")
