@@ -3,7 +3,7 @@
 Logits, never probabilities: thresholds, calibration and metrics are other stages' business. A model that has learnt
 from a test patient is refused, whether itself or through a stage that it builds on. Both the last weights (``raw``)
 and their moving average (``ema``) are written; which one counts is fixed by the experiment's endpoint before this
-command is run.
+command is run. Of runs that trained the head alone, the images' features are computed once for all arms and seeds.
 Not promised: bit-equal logits at another batch size; they agree to about 1e-5.
 
     accelerate launch classify/predict.py --config C --arm real --arm-seed 0
@@ -21,13 +21,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from classify.arm import check_arm
+from classify.features import load_features, logits_of_features
 from classify.models import WEIGHTS, load_classifier, predict_logits
 from classify.train import train_folder
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
 from cohort.pixels import load_images
 from cohort.provenance import FILE, check_no_overlap
-from cohort.stage import Stage, verify
+from cohort.stage import Stage, require, verify
 from cohort.tables import Cohort, load_cohort, predictions_schema, write_table
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class PredictConfig:
 
 def predict_frame(
     images: np.ndarray, frame: pd.DataFrame, cohort: Cohort, folder: Path, *, arm: str, seed: int, batch_size: int,
-    accelerator: Accelerator,
+    cache: Path, accelerator: Accelerator,
 ) -> pd.DataFrame:
     """The rows of ``predictions.parquet`` for ``frame``'s images, uint8 (n, size, size), in its order, raw then ema.
 
@@ -58,12 +59,18 @@ def predict_frame(
     classifier was trained on other labels.
     """
     own = np.array_split(np.arange(len(frame)), accelerator.num_processes)[accelerator.process_index]
+    head_only = require(folder, "train")["config"].get("head_only", False)
     parts = []
     for weights in WEIGHTS:
         verify(folder, "train", f"{weights}.safetensors")
         model, card = load_classifier(folder, weights=weights)
         card.require_labels(cohort.labels, where=folder)
-        logits = predict_logits(model, images[own], card, batch_size=batch_size, device=accelerator.device)
+        if head_only:
+            with accelerator.main_process_first():
+                features = load_features(model, images, card, cache=cache, device=accelerator.device)
+            logits = logits_of_features(model, features[own])
+        else:
+            logits = predict_logits(model, images[own], card, batch_size=batch_size, device=accelerator.device)
         logits = np.concatenate(gather_object([logits]))
         columns = pd.DataFrame(logits, columns=[f"logit_{label}" for label in cohort.labels])
         about = frame[["image_id", "split", "patient_id", "study_id", "view", "sex", *cohort.labels]]
@@ -93,10 +100,11 @@ def predict(run: Run, config: PredictConfig, *, arm: str, seed: int) -> None:
     if accelerator.is_main_process:
         stage.begin()
     _, card = load_classifier(folder)
+    cache = run.folder / "cache"
     with accelerator.main_process_first():  # the first writes the cache of pixels, the others read it
-        images = load_images(cohort.image_paths(frame), card.image_size, run.folder / "cache", threads=run.threads)
+        images = load_images(cohort.image_paths(frame), card.image_size, cache, threads=run.threads)
     table = predict_frame(images, frame, cohort, folder, arm=arm, seed=seed, batch_size=config.batch_size,
-                          accelerator=accelerator)
+                          cache=cache, accelerator=accelerator)
     if accelerator.is_main_process:
         write_table(table, stage.folder / TABLE, predictions_schema(cohort.labels))
         counts = {"rows": len(table), **{name: int((frame["split"] == name).sum()) for name in SPLITS}}

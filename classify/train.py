@@ -32,9 +32,9 @@ from classify.arm import FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, che
 from classify.features import load_features
 from classify.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
 from classify.losses import LOSSES
-from classify.models import CARD, Card, build_classifier, head_of, require_model, save_card, save_weights
+from classify.models import CARD, Card, head_of, require_model, save_card, save_weights
 from classify.slots import Pool, Slots, grey_statistics, label_matrix, load_pools, load_slots, prevalence
-from classify.start import Start, fitting_card
+from classify.start import Start, fitting_card, initial_model
 from classify.training import CHECKPOINT, check_precision, start_accelerator
 from cohort.config import Run, parse, path
 from cohort.errors import TailfillError, nearest, run_command
@@ -44,7 +44,6 @@ from cohort.stage import Stage, verify
 from cohort.tables import Cohort, arm_schema, load_cohort, read_table, write_table
 
 log = logging.getLogger(__name__)
-
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +61,8 @@ class TrainConfig:
     head_only: bool = False
     """Train the head alone, a linear layer, on features of undistorted images; needs ``init_seed`` or ``backbone``.
 
-    Seconds where all weights take minutes. ``lr`` and ``base_lr`` around .01 and 300 to 600 steps converge; ``drop_path``
-    and ``precision`` have no effect. What starts from nothing trains all weights nevertheless."""
+    Seconds where all weights take minutes. A learning rate of .01 and 300 to 600 steps converge; ``drop_path`` and
+    ``precision`` have no effect. What starts from nothing trains all weights nevertheless."""
     drop_path: float = 0.0
     """Stochastic depth, 0 to below 1."""
     image_size: int = 128
@@ -196,17 +195,6 @@ class Job:
         return Stage("train", self.folder, config=config, inputs=inputs)
 
 
-def initial_model(job: Job, card: Card, shares: torch.Tensor) -> nn.Module:
-    """The model at step 0; ``shares``, float32 (n_labels,), is the real prevalence, for a head that is new."""
-    config = job.config
-    torch.manual_seed(stream(job.entropy, 0))  # timm draws initial weights from the global generator
-    model = build_classifier(config.model, len(card.labels), image_size=config.image_size,
-                             pretrained=config.pretrained and job.start is None, drop_path=config.drop_path)
-    if job.start is not None:
-        job.start.load(model, shares)
-    return model
-
-
 def make_card(job: Job, cohort: Cohort, slots: Slots) -> Card:
     """The card of the model to train; that of the start where there is one, after checking that it fits."""
     config = job.config
@@ -276,7 +264,8 @@ def train(job: Job) -> None:
     accelerator.init_trackers("tensorboard" if job.run.tracker == "tensorboard" else "tailfill")  # a folder; a project
     card = make_card(job, cohort, slots)
     shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))
-    model = initial_model(job, card, shares)
+    model = initial_model(job.start, card, shares, seed=stream(job.entropy, 0), pretrained=job.config.pretrained,
+                          drop_path=job.config.drop_path)
     prefix, learns, feed = "", model, feed_pixels(card)
     if job.trains_head_only:
         name, learns = head_of(model)

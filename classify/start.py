@@ -1,0 +1,88 @@
+"""What a training starts from where it does not start from nothing: all weights of another run, or a backbone.
+
+A backbone is a folder that holds ``ema.safetensors`` (any float type) and ``card.json`` as ``train`` writes them: a
+finished run, of whatever labels, or weights shipped with a project. It gives everything but the head, and how to feed
+it. Where ``patients.parquet`` lies beside them its patients are inherited and compared with the test split; where not,
+or where they are of another cohort, nobody can say whose images it has seen, and the provenance is unknown.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from classify.models import CARD, Card, build_classifier, load_backbone, load_card, load_weights, reset_head
+from cohort.errors import TailfillError
+from cohort.pipeline import read_stamp
+from cohort.provenance import FILE, check_no_overlap
+from cohort.stage import verify
+from cohort.tables import Cohort
+
+WEIGHTS_FILE = "ema.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where the weights of step 0 stand."""
+
+    folder: Path
+    is_backbone: bool
+    """Whether only the backbone is taken; else all weights, of a complete run with the very same labels."""
+
+    def inputs(self) -> dict[str, Path]:
+        """What a stage's fingerprint holds of it: a backbone counts by its bytes, wherever it lies."""
+        if self.is_backbone:
+            return {"backbone": self.folder / WEIGHTS_FILE, "backbone_card": self.folder / CARD}
+        return {"start": self.folder}
+
+    def card(self, labels: list[str], *, model: str, image_size: int) -> Card:
+        """How to feed the model, with the labels at hand; ``TailfillError`` unless the settings fit the weights."""
+        card = fitting_card(self.folder, model=model, image_size=image_size)
+        if not self.is_backbone:
+            card.require_labels(labels, where=self.folder)
+        return replace(card, labels=tuple(labels))
+
+    def load(self, model: nn.Module, shares: Tensor) -> None:
+        """Set the weights of ``model``; a new head starts at the prevalences ``shares``, float32 (n_labels,)."""
+        if self.is_backbone:
+            load_backbone(model, self.folder / WEIGHTS_FILE)
+            reset_head(model, shares)
+        else:
+            load_weights(model, verify(self.folder, "train", WEIGHTS_FILE))
+
+    @property
+    def names_patients(self) -> bool:
+        """Whether the folder says whose images its weights have seen."""
+        return (self.folder / FILE).is_file()
+
+    def is_known(self, cohort: Cohort) -> bool:
+        """Whether all that the weights have seen is known; raises ``TailfillError`` if test patients are among it."""
+        extra = (read_stamp(self.folder) or {}).get("extra", {})
+        return self.names_patients and check_no_overlap(self.folder, cohort) and extra.get("provenance") != "unknown"
+
+
+def fitting_card(folder: Path, *, model: str, image_size: int) -> Card:
+    """The card in ``folder``; raises ``TailfillError`` unless it is of this model and size, with weights beside it."""
+    card = load_card(folder)
+    for key, wanted in (("model", model), ("image_size", image_size)):
+        if getattr(card, key) != wanted:
+            raise TailfillError(f"{folder}: was trained with {key} {getattr(card, key)}; wanted: {wanted}")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise TailfillError(f"{folder}: holds no {WEIGHTS_FILE}; wanted: a folder as classify/train.py writes it")
+    return card
+
+
+def initial_model(
+    start: Start | None, card: Card, shares: Tensor, *, seed: int, pretrained: bool, drop_path: float
+) -> nn.Module:
+    """The model at step 0: the start's weights; without one timm's (``pretrained``), or random ones from ``seed``.
+
+    ``shares``, float32 (n_labels,), is the real prevalence of each label, for a head that is new on a backbone.
+    """
+    torch.manual_seed(seed)  # timm draws initial weights from the global generator
+    model = build_classifier(card.model, len(card.labels), image_size=card.image_size,
+                             pretrained=pretrained and start is None, drop_path=drop_path)
+    if start is not None:
+        start.load(model, shares)
+    return model
