@@ -20,6 +20,8 @@ HEAD_ABOVE = 0.10
 TAIL_BELOW = 0.01
 """Prevalence below which a label is ``tail`` (same source); both bounds themselves are ``medium``."""
 GROUPS = ("head", "medium", "tail")
+CONTROL = "control"
+"""Group of labels that leave no visible sign, whatever their prevalence: a source that makes its images names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +78,22 @@ def prevalence(frame: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
     return {label: float(frame[label].mean()) if frame[label].notna().any() else float("nan") for label in labels}
 
 
-def assign_groups(frame: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
+def group_of(share: float) -> str:
+    """``head``, ``medium`` or ``tail`` for a prevalence in [0, 1]."""
+    return "head" if share > HEAD_ABOVE else "tail" if share < TAIL_BELOW else "medium"
+
+
+def assign_groups(frame: pd.DataFrame, labels: Sequence[str], *, controls: Sequence[str] = ()) -> dict[str, str]:
     """``head``, ``medium`` or ``tail`` per label, from the known labels of the rows with split ``train``.
 
-    Raises ``TailfillError`` for a label that is unknown in every train image: it has no prevalence, hence no group.
+    Labels in ``controls`` are ``control`` instead. Raises ``TailfillError`` for a label that is unknown in every train
+    image: it has no prevalence, hence no group.
     """
     groups = {}
     for label, share in prevalence(frame[frame["split"] == "train"], labels).items():
         if share != share:
             raise TailfillError(f"label '{label}': unknown in every train image, so it has no group; leave it out")
-        groups[label] = "head" if share > HEAD_ABOVE else "tail" if share < TAIL_BELOW else "medium"
+        groups[label] = CONTROL if label in controls else group_of(share)
     return groups
 
 

@@ -4,6 +4,7 @@
 
     python -m cohort.prepare nih --root DIR --out RUN/cohort
     python -m cohort.prepare csv --csv FILE --root DIR --out RUN/cohort
+    python -m cohort.prepare phantom --images N --seed S --out RUN/cohort      (makes its own images, in that folder)
     python -m cohort.prepare --config C      (the ``prepare:`` section of an experiment's YAML, to its cohort folder)
     python -m cohort.prepare --config C --role oracle      (its ``oracle:`` section, to RUN/oracle; external likewise)
 
@@ -27,8 +28,10 @@ import pandas as pd
 from cohort.config import HelpFormatter, parse, path
 from cohort.errors import TailfillError, fail, nearest, run_command
 from cohort.labels import LABEL_SPACES, LabelSpace, assign_groups, count_labels
-from cohort.sources import csv_folder, nih
+from cohort.phantom.settings import PhantomConfig
+from cohort.sources import csv_folder, nih, phantom
 from cohort.sources.checks import describe_bad, reject_duplicates, reject_shared_patients, reject_unreadable
+from cohort.sources.phantom import PHANTOM_VERSION
 from cohort.sources.rows import SourceTable
 from cohort.splits import split_patients
 from cohort.stage import Stage, hash_bytes
@@ -41,14 +44,16 @@ log = logging.getLogger(__name__)
 class PrepareConfig:
     """The ``prepare:`` section."""
 
-    source: Literal["nih", "csv"] = "nih"
-    """Layout of the folder: ``nih`` for the ChestX-ray14 release, ``csv`` for any folder with a CSV."""
-    root: str = path()
-    """Folder of the images."""
+    source: Literal["nih", "csv", "phantom"] = "nih"
+    """``nih`` for a folder as the ChestX-ray14 release, ``csv`` for any with a CSV, ``phantom`` to make the images."""
+    root: str | None = path(None)
+    """Folder of the images; for the phantom none, since its images are written beside the table."""
     csv: str | None = path(None)
     """The label file; for ``nih`` the default is the release's own in root."""
     columns: csv_folder.CsvColumns = field(default_factory=csv_folder.CsvColumns)
     """Names of the CSV's columns; only for source ``csv``."""
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    """Patients, findings and machine; only for source ``phantom``, and all that counts there."""
     label_space: str = "nih_14"
     """The label space that the source's labels are mapped to: nih_14, or ``own`` for those of columns.labels."""
     val_fraction: float = 0.15
@@ -61,6 +66,9 @@ class PrepareConfig:
     """What to do with bad rows: refuse all, or write them to rejected.parquet and go on."""
 
     def __post_init__(self) -> None:
+        if (self.root is None) != (self.source == "phantom"):
+            wanted = "none, the images are made" if self.source == "phantom" else "the folder of the images"
+            raise TailfillError(f"prepare.root is {self.root!r} with source '{self.source}'; wanted: {wanted}")
         for name in ("val_fraction", "test_fraction"):
             if not 0 < getattr(self, name) <= 0.5:
                 raise TailfillError(f"prepare.{name} is {getattr(self, name)}; wanted: above 0, .5 at most")
@@ -72,60 +80,75 @@ class PrepareConfig:
 
     def settings(self) -> dict[str, object]:
         """What decides the cohort, the files apart, which enter by their hashes."""
-        unused = {"csv"} if self.source == "csv" else {"csv", "columns"}
+        if self.source == "phantom":
+            return {"source": "phantom", "version": PHANTOM_VERSION, "phantom": asdict(self.phantom)}
+        unused = {"csv", "phantom"} if self.source == "csv" else {"csv", "columns", "phantom"}
         return {key: value for key, value in asdict(self).items() if key not in unused}
 
 
-def _find_nih(config: PrepareConfig) -> dict[str, Path]:
-    return nih.find_files(Path(config.root), Path(config.csv) if config.csv else None)
+def _find_nih(config: PrepareConfig, root: Path) -> dict[str, Path]:
+    return nih.find_files(root, Path(config.csv) if config.csv else None)
 
 
-def _read_nih(config: PrepareConfig, files: dict[str, Path]) -> SourceTable:
-    return nih.read(files, root=Path(config.root), space=LABEL_SPACES[config.label_space])
+def _read_nih(config: PrepareConfig, root: Path, files: dict[str, Path]) -> SourceTable:
+    return nih.read(files, root=root, space=LABEL_SPACES[config.label_space])
 
 
-def _find_csv(config: PrepareConfig) -> dict[str, Path]:
+def _find_csv(config: PrepareConfig, root: Path) -> dict[str, Path]:
     return csv_folder.find_files(Path(config.csv) if config.csv else None)
 
 
-def _read_csv(config: PrepareConfig, files: dict[str, Path]) -> SourceTable:
+def _read_csv(config: PrepareConfig, root: Path, files: dict[str, Path]) -> SourceTable:
     space = csv_folder.choose_space(config.label_space, config.columns)
-    return csv_folder.read(files["labels"], root=Path(config.root), space=space, columns=config.columns)
+    return csv_folder.read(files["labels"], root=root, space=space, columns=config.columns)
 
 
 ROLES = {"cohort": "prepare", "oracle": "oracle", "external": "external"}
 """The cohorts that an experiment can have, and their sections: its own; new patients of the same site; another site."""
 
-Finder = Callable[[PrepareConfig], dict[str, Path]]
-Reader = Callable[[PrepareConfig, dict[str, Path]], SourceTable]
-SOURCES: dict[str, tuple[Finder, Reader]] = {"nih": (_find_nih, _read_nih), "csv": (_find_csv, _read_csv)}
+Finder = Callable[[PrepareConfig, Path], dict[str, Path]]
+Reader = Callable[[PrepareConfig, Path, dict[str, Path]], SourceTable]
+SOURCES: dict[str, tuple[Finder, Reader]] = {
+    "nih": (_find_nih, _read_nih), "csv": (_find_csv, _read_csv),
+    "phantom": (lambda config, root: {}, lambda config, root, files: phantom.read(config.phantom, root)),
+}
 """Per source: the files that it reads (they are hashed into the fingerprint), and its reader."""
 
 
 def prepare(config: PrepareConfig, folder: Path, *, threads: int = 2, dry_run: bool = False) -> None:
-    """Make the cohort of ``config`` in ``folder``; raises ``TailfillError`` with nothing written if it cannot be."""
+    """Make the cohort of ``config`` in ``folder``; raises ``TailfillError`` with nothing written if it cannot be.
+
+    Images are decoded by ``threads`` threads, or made by as many processes.
+    """
     if threads < 1:
         raise TailfillError(f"threads is {threads}; wanted: 1 or more")
-    config = replace(config, root=str(Path(config.root).resolve()))
+    root = (Path(config.root) if config.root else folder).resolve()
+    config = replace(config, root=str(root) if config.root else None)
     find, read = SOURCES[config.source]
-    files = find(config)
+    files = find(config, root)
     stage = Stage("prepare", folder, config=config.settings(), inputs=files)
     if not dry_run and stage.is_complete():
         log.info("prepare: complete, nothing to do")
         return
-    table = read(config, files)
+    table = read(config, root, files)
     if dry_run:
-        sys.stdout.write(stage.describe(rows=table.n_read, bad_rows=len(table.bad), images="not yet decoded") + "\n")
+        images = "not yet made" if table.write_images else "not yet decoded"
+        sys.stdout.write(stage.describe(rows=table.n_read, bad_rows=len(table.bad), images=images) + "\n")
         return
-    frame = keep_good(table, config, threads=threads)
-    write_cohort(stage, table, draw_splits(frame, table.space, config), Path(config.root))
+    if table.write_images is None:
+        frame = draw_splits(keep_good(table, config, root, threads=threads), table.space, config)
+    else:
+        stage.begin()  # so that the same command completes what a kill has left
+        table.write_images(processes=threads)
+        frame = table.frame
+    write_cohort(stage, table, frame, root)
 
 
-def keep_good(table: SourceTable, config: PrepareConfig, *, threads: int) -> pd.DataFrame:
+def keep_good(table: SourceTable, config: PrepareConfig, root: Path, *, threads: int) -> pd.DataFrame:
     """The usable rows in the order of their ids; raises ``TailfillError`` on bad ones unless they are to be skipped."""
     reject_duplicates(table)
     reject_shared_patients(table)
-    reject_unreadable(table, Path(config.root), threads=threads)
+    reject_unreadable(table, root, threads=threads)
     if table.bad and config.on_bad == "refuse":
         raise TailfillError(describe_bad(table.bad))
     if table.frame.empty:
@@ -148,7 +171,7 @@ def draw_splits(frame: pd.DataFrame, space: LabelSpace, config: PrepareConfig) -
 def write_cohort(stage: Stage, table: SourceTable, frame: pd.DataFrame, root: Path) -> None:
     """Write the tables and the stamp."""
     labels = list(table.space.labels)
-    groups = assign_groups(frame, labels)
+    groups = assign_groups(frame, labels, controls=table.controls)
     outputs = {"cohort.parquet": frame, "counts.parquet": count_labels(frame, labels, groups)}
     if table.bad:
         outputs["rejected.parquet"] = pd.DataFrame(
@@ -157,14 +180,16 @@ def write_cohort(stage: Stage, table: SourceTable, frame: pd.DataFrame, root: Pa
     stage.begin()
     for name, content in outputs.items():
         write_table(content, stage.folder / name, cohort_schema(labels) if name == "cohort.parquet" else None)
+    made = ["images"] if table.write_images else []
     counts = count_rows(table, frame)
     # important: the salt follows from the patients alone, so that the same patients have the same hashes however they
     # are split, and a model that was trained on one split is refused beside another
     salt = hash_bytes(f"salt of {sorted(set(frame['patient_id']))}".encode())[:32]
     source = frame["root"].iloc[0]
-    stage.finish(outputs=list(outputs), counts=counts, extra={
+    stage.finish(outputs=[*outputs, *made], counts=counts, extra={
         "labels": labels, "groups": groups, "roots": {source: str(root)}, "salt": salt,
         "patient_ids": table.patient_ids, "source": source, "label_space": table.space.name,
+        **table.about,
     })
     log.info("prepare: %s", " ".join(f"{key}={value:,}" for key, value in counts.items()))
 
@@ -180,24 +205,34 @@ def count_rows(table: SourceTable, frame: pd.DataFrame) -> dict[str, int]:
 
 
 def read_arguments(argv: list[str]) -> tuple[PrepareConfig, Path, int, bool]:
-    """Config, folder to write, threads and dry run; exits with code 2 and one line on any mistake."""
+    """Config, folder to write, threads or processes, and dry run; exits with code 2 and one line on any mistake."""
     parser = jsonargparse.ArgumentParser(prog="python -m cohort.prepare", description=__doc__, exit_on_error=False,
                                          formatter_class=HelpFormatter)
     sources = parser.add_subcommands(dest="source")
-    for name, doc in (("nih", nih.__doc__), ("csv", csv_folder.__doc__)):
-        command = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, formatter_class=HelpFormatter)
-        command.add_class_arguments(PrepareConfig, skip={"source"} if name == "csv" else {"source", "columns"})
+    for name, module in (("nih", nih), ("csv", csv_folder), ("phantom", phantom)):
+        command = jsonargparse.ArgumentParser(description=module.__doc__, exit_on_error=False,
+                                              formatter_class=HelpFormatter)
+        workers = "processes" if name == "phantom" else "threads"
+        if name == "phantom":
+            command.add_class_arguments(PhantomConfig)
+        else:
+            unused = {"source", "phantom"} if name == "csv" else {"source", "phantom", "columns"}
+            command.add_class_arguments(PrepareConfig, skip=unused)
         command.add_argument("--out", type=str, required=True, help="folder to write; new, or of the same settings")
-        command.add_argument("--threads", type=int, default=2, help="threads that decode images, 1 or more")
+        command.add_argument(f"--{workers}", type=int, default=2, help="how many do the images, 1 or more")
         command.add_argument("--dry_run", action="store_true", help="print what would be done, and do nothing")
-        sources.add_subcommand(name, command, help=(doc or "").splitlines()[0])
+        sources.add_subcommand(name, command, help=(module.__doc__ or "").splitlines()[0])
     try:
         parsed = parser.instantiate(parser.parse_args([_underscore(word) for word in argv]))
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         fail(str(error))
     own = dict(vars(parsed[parsed.source]))
-    out, threads, dry_run = own.pop("out"), own.pop("threads"), own.pop("dry_run")
-    return PrepareConfig(source=parsed.source, **own), Path(out), threads, dry_run
+    out, dry_run = Path(own.pop("out")), own.pop("dry_run")
+    if parsed.source == "phantom":
+        processes = own.pop("processes")
+        return PrepareConfig(source="phantom", phantom=PhantomConfig(**own)), out, processes, dry_run
+    threads = own.pop("threads")
+    return PrepareConfig(source=parsed.source, **own), out, threads, dry_run
 
 
 def _underscore(word: str) -> str:

@@ -5,7 +5,7 @@ are collected with their reason, never dropped in silence.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,12 @@ class SourceTable:
     bad: list[BadRow]
     nulled: dict[str, set[int]] = field(default_factory=lambda: {"view": set(), "age": set(), "sex": set()})
     """Lines whose view, age or sex was implausible or not understood, and became null."""
+    controls: Sequence[str] = ()
+    """Labels that are known to leave no visible sign."""
+    about: Mapping[str, object] = field(default_factory=dict)
+    """What else the stamp is to say of the source."""
+    write_images: Callable[..., None] | None = None
+    """For a source that makes its images, called with ``processes=``; its rows need no check, and have their splits."""
 
 
 def read_lines(file: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
