@@ -11,6 +11,8 @@ split and the endpoint's weights enter the comparison; the validation split give
     seeds.parquet        the paired delta of each seed
     thresholds.parquet   the logit from which on F1 predicts a finding, and its optimistic F1 on validation
     reliability.parquet  the calibration bins of each class
+    recovered.parquet    where there is an oracle: the share of its gain that each arm recovers
+    controls.parquet     where the cohort has negative controls: what each arm gained on them
 
 and the verdict in the stamp's ``extra``. If RUN/endpoint.json exists, endpoint, arms, seeds and margins must be those
 that it fixed. Not promised: the spread between generators, or that labels are right.
@@ -28,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from classify.comparison.controls import control_rows, control_sentence
 from classify.comparison.intervals import patient_draws
 from classify.comparison.measuring import (
     Scored,
@@ -40,9 +43,12 @@ from classify.comparison.measuring import (
 )
 from classify.comparison.metrics import HIGHER_IS_BETTER, metrics_schema
 from classify.comparison.pairing import Comparison, compare_arms
+from classify.comparison.recovered import recovered_rows, recovered_sentence
+from classify.comparison.rivals import default_pairs, rivals_of, slot_rivals
 from classify.comparison.verdict import Case, judge, thin_classes
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
+from cohort.labels import CONTROL
 from cohort.stage import Stage, hash_bytes, require
 from cohort.tables import Cohort, comparison_schema, load_cohort, write_table
 
@@ -90,8 +96,8 @@ class CompareConfig:
     margins: Margins = Margins()
     """Margins for the guards and for "no difference"."""
     pairs: list[tuple[str, str]] | None = None
-    """(arm, rival) pairs; default: each arm against real, the endpoint's arm against each other, and the oracle, if
-    there, against the endpoint's rival. The endpoint's pair is always compared."""
+    """(arm, rival) pairs; default: each arm against real and against its own rival (``comparison.rivals``), and the
+    endpoint's arm against each other. The endpoint's pair is always compared."""
 
     def __post_init__(self) -> None:
         legal = {"metric": HIGHER_IS_BETTER, "group": GROUPS, "weights": ("raw", "ema")}
@@ -144,11 +150,8 @@ def pairs_of(run: Run, config: CompareConfig) -> list[tuple[str, str]]:
     for key, arm in (("arm", end.arm), ("rival", end.rival)):
         if arm not in run.arms:
             raise TailfillError(f"compare.endpoint.{key} is '{arm}', no arm of this run{nearest(arm, list(run.arms))}")
-    chosen = [(str(arm), str(rival)) for arm, rival in config.pairs] if config.pairs is not None else [
-        *((arm, "real") for arm in run.arms if "real" in run.arms),
-        *((end.arm, rival) for rival in run.arms),
-        *(("oracle", end.rival) for arm in run.arms if arm == "oracle"),
-    ]
+    usual = default_pairs(run.arms, arm=end.arm, rival=end.rival)
+    chosen = usual if config.pairs is None else [(str(arm), str(rival)) for arm, rival in config.pairs]
     for arm in (arm for pair in chosen for arm in pair):
         if arm not in run.arms:
             raise TailfillError(f"compare.pairs names '{arm}', no arm of this run{nearest(arm, list(run.arms))}")
@@ -169,7 +172,7 @@ def decide_verdict(compared: Comparison, cohort: Cohort, config: CompareConfig, 
     """The verdict on the endpoint from what was compared."""
     end = config.endpoint
     key = {"arm": end.arm, "rival": end.rival, "metric": end.metric}
-    members = cohort.labels if end.group == "all" else cohort.in_group(end.group)
+    members = [cohort.labels[at] for at in groups_of(cohort)[end.group]]
     case = Case(
         endpoint=asdict(end), interval=compared.interval(label=end.group, **key), margin=config.margins.no_difference,
         guards={group: (compared.interval(label=group, **key), getattr(config.margins, group))
@@ -184,12 +187,27 @@ def decide_verdict(compared: Comparison, cohort: Cohort, config: CompareConfig, 
     return judge(Case(**{f.name: getattr(case, f.name) for f in fields(Case)} | {"supported": supported}))
 
 
-def write_tables(stage: Stage, scored: dict[str, Scored], cohort: Cohort, compared: Comparison) -> list[str]:
+def beside_the_endpoint(compared: Comparison, cohort: Cohort, run: Run, config: CompareConfig) -> dict[str, Any]:
+    """What a run with an oracle or with negative controls can say too: table name to (table, sentence)."""
+    end, slots, controls = config.endpoint, slot_rivals(run.arms), cohort.in_group(CONTROL)
+    found = {}
+    if "oracle" in slots:
+        table = recovered_rows(compared, slots)
+        found["recovered"] = (table, recovered_sentence(table, arm=end.arm, label=end.group, metric=end.metric))
+    if controls:
+        table = control_rows(compared, slots or rivals_of(run.arms), controls=controls, metric=end.metric)
+        found["controls"] = (table, control_sentence(table))
+    return found
+
+
+def write_tables(stage: Stage, scored: dict[str, Scored], cohort: Cohort, compared: Comparison,
+                 beside: dict[str, Any]) -> list[str]:
     """Write every table; returns their names, the main one first."""
     tables = {
         "intervals.parquet": compared.rows, "seeds.parquet": compared.seeds,
         "thresholds.parquet": choose_thresholds(scored["val"], cohort.labels),
         "reliability.parquet": reliability_rows(scored["test"], cohort.labels),
+        **{f"{name}.parquet": table for name, (table, _) in beside.items()},
     }
     schema = comparison_schema()
     write_table(compared.rows[list(schema.columns)], stage.folder / "comparison.parquet", schema)
@@ -227,7 +245,9 @@ def main() -> None:
     compared = compare_arms(values=values, resampled=resampled, scored=scored["test"], arms=run.arms, pairs=pairs,
                             labels=cohort.labels, groups=groups_of(cohort))
     verdict = decide_verdict(compared, cohort, config, n_seeds=run.n_seeds, preregistered=preregistered)
-    outputs = write_tables(stage, scored, cohort, compared)
+    beside = beside_the_endpoint(compared, cohort, run, config)
+    verdict |= {name: sentence for name, (_, sentence) in beside.items()}
+    outputs = write_tables(stage, scored, cohort, compared, beside)
     null = int(pd.isna(compared.rows["ci_low"]).sum())
     stage.finish(outputs=outputs, counts={"rows": len(compared.rows), "with_interval": len(compared.rows) - null,
                                           "without_interval": null, "test_images": len(scored["test"].patients)},

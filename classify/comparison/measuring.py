@@ -19,6 +19,7 @@ from classify.comparison.intervals import Array, bootstrap, mean_over_classes
 from classify.comparison.metrics import METRICS, ClassMetrics, choose_threshold, reliability, support, undefined_reason
 from cohort.config import Run
 from cohort.errors import TailfillError
+from cohort.labels import CONTROL
 from cohort.stage import verify
 from cohort.tables import Cohort, predictions_schema, read_table
 
@@ -45,10 +46,13 @@ class Scored:
 
 
 def groups_of(cohort: Cohort) -> dict[str, list[int]]:
-    """Columns of the labels in each group; ``all`` holds every label."""
+    """Columns of the labels in each group; ``all`` holds every finding, and ``control`` is there if the cohort has any.
+    """
     groups = {group: [cohort.labels.index(label) for label in cohort.in_group(group)]
-              for group in ("head", "medium", "tail")}
-    return groups | {"all": list(range(len(cohort.labels)))}
+              for group in ("head", "medium", "tail", CONTROL)}
+    controls = groups.pop(CONTROL)
+    findings = [at for at in range(len(cohort.labels)) if at not in controls]
+    return groups | {"all": findings} | ({CONTROL: controls} if controls else {})
 
 
 def read_scored(folders: Mapping[tuple[str, int], Path], cohort: Cohort, *, weights: str) -> dict[str, Scored]:

@@ -29,6 +29,18 @@ from classify.comparison.metrics import METRICS, support
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gain:
+    """A paired delta: on the test set as it is, and under the shared draws."""
+
+    estimates: Array
+    """float64 (n_seeds,), the mean over classes."""
+    classes: Array
+    """float64 (n_seeds, n_classes, n_draws), NaN where a draw leaves a class without positives."""
+    patients: Sequence[int]
+    """Per class, the patients that its variance rests on: the positive ones, or for calibration all known ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """All intervals, and the arrays that further ones can be taken from."""
 
@@ -49,6 +61,10 @@ class Comparison:
         """The interval of the delta of the mean over any labels."""
         at = [self.source.members[label][0] for label in labels]
         return self.source.interval(arm, rival, at, METRICS.index(metric))
+
+    def gain(self, *, arm: str, rival: str, label: str, metric: str) -> Gain:
+        """What the interval of one delta is made of."""
+        return self.source.gain(arm, rival, self.source.members[label], METRICS.index(metric))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +96,18 @@ class Source:
         if support(self.scored.labels[:, defined], self.scored.patients)[1] < MIN_POSITIVE_PATIENTS:
             return Interval(estimate=float(estimates.mean()),
                             reason=f"fewer than {MIN_POSITIVE_PATIENTS} positive patients")
+        gain = self.gain(arm, rival, members, metric)
+        df = patient_df(_variances(gain.classes), gain.patients)
+        return crossed_interval(estimates, mean_over_classes(gain.classes, axis=1), df_patients=df)
+
+    def gain(self, arm: str, rival: str | None, members: list[int], metric: int) -> Gain:
+        """A value (``rival`` None) or a paired delta, of each seed and of each defined class under each draw."""
+        defined = self.defined(members, metric)
         classes = self.resampled[self.arms.index(arm)][:, defined, metric]
-        draws = mean_over_classes(classes, axis=1)
         if rival is not None:
-            other = self.resampled[self.arms.index(rival)][:, defined, metric]
-            draws, classes = draws - mean_over_classes(other, axis=1), classes - other
-        df = patient_df(_variances(classes), [self._patients(at, metric) for at in defined])
-        return crossed_interval(estimates, draws, df_patients=df)
+            classes = classes - self.resampled[self.arms.index(rival)][:, defined, metric]
+        return Gain(estimates=self.per_seed(arm, rival, members, metric), classes=classes,
+                    patients=[self._patients(at, metric) for at in defined])
 
     def defined(self, members: list[int], metric: int) -> list[int]:
         """The columns that have a value on the test set; the same ones in every arm and seed."""
@@ -106,7 +127,12 @@ class Source:
 def compare_arms(*, values: Array, resampled: Array, scored: Scored, arms: Sequence[str],
                  pairs: Sequence[tuple[str, str]], labels: Sequence[str],
                  groups: Mapping[str, list[int]]) -> Comparison:
-    """Intervals of every arm's values and of every pair's deltas; arrays as in ``Source``, ``groups`` holds columns."""
+    """Intervals of every arm's values and of every pair's deltas; arrays as in ``Source``.
+
+    ``groups``: columns of each group; ``all`` holds the findings, whatever is not in it is a negative control and a
+    family of its own for Holm.
+    """
+    families = [groups["all"], [at for at in range(len(labels)) if at not in groups["all"]]]
     members = {label: [at] for at, label in enumerate(labels)} | dict(groups)
     source = Source(values=values, resampled=resampled, scored=scored, arms=list(arms), members=members)
     counts = {name: support(scored.labels[:, at], scored.patients) for name, at in members.items()}
@@ -114,10 +140,12 @@ def compare_arms(*, values: Array, resampled: Array, scored: Scored, arms: Seque
     seeds: list[dict[str, Any]] = []
     for arm, rival in [*((arm, None) for arm in arms), *pairs]:
         for metric in METRICS:
-            family = [_row(source, arm, rival, label, metric) for label in labels]
-            for row, p in zip(family, holm([row["p_plain"] for row in family]), strict=True):
-                row["p"] = p
-            rows += family + [_row(source, arm, rival, group, metric) for group in groups]
+            for columns in families:
+                family = [_row(source, arm, rival, labels[at], metric) for at in columns]
+                for row, p in zip(family, holm([row["p_plain"] for row in family]), strict=True):
+                    row["p"] = p
+                rows += family
+            rows += [_row(source, arm, rival, group, metric) for group in groups]
             seeds += [] if rival is None else _seed_rows(source, arm, rival, metric)
     frame = pd.DataFrame(rows)
     for name, count in (("n_positive_images", 0), ("n_positive_patients", 1)):

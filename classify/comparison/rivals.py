@@ -1,0 +1,56 @@
+"""Who is compared with whom: every arm has one rival, the arm that differs from it in one thing only.
+
+The pairs of a comparison are each arm against ``real``, each against its own rival, and the endpoint's arm against all.
+Not promised: that a pair answers a question of its own; with every arm there are two dozen, and one endpoint.
+"""
+
+from collections.abc import Sequence
+
+RIVALS = {
+    "oversample": "real",
+    "duplicate": "real",
+    "duplicate-then-real": "real",
+    "synthetic": "duplicate",
+    "unfiltered": "duplicate",
+    "permuted": "duplicate",
+    "external": "duplicate",
+    "oracle": "duplicate",
+    "synthetic-then-real": "duplicate-then-real",
+}
+"""Arm -> the arm that it has to beat: for arms that put other images into the slots of repeated ones, those repeats."""
+
+ABOUT = {
+    "real": "the real images once each: plain training",
+    "oversample": "images of rare findings repeated by frequency: the textbook remedy",
+    "duplicate": "repeats of real tail images in the added slots: what costs nothing",
+    "duplicate-then-real": "as duplicate, finished on the real images alone",
+    "synthetic": "kept synthetic images in half of these slots: what has to prove itself",
+    "unfiltered": "as synthetic, drawn without the filter: is the filter worth it?",
+    "permuted": "as synthetic, with the labels shuffled among its images: content, or noise that regularises?",
+    "external": "real images of the generator's own pre-training site: could one train on those directly?",
+    "oracle": "new real images in these slots: the most that better images could bring",
+    "synthetic-then-real": "as synthetic, finished on the real images alone",
+}
+"""Arm -> one line for a reader: what stands in it, and which question it answers."""
+
+
+def rivals_of(arms: Sequence[str]) -> dict[str, str]:
+    """Arm to its rival, for those of ``arms`` whose rival is there too, in their order."""
+    return {arm: RIVALS[arm] for arm in arms if RIVALS.get(arm) in arms}
+
+
+def slot_rivals(arms: Sequence[str]) -> dict[str, str]:
+    """``rivals_of`` without the arms that are measured against ``real``: those that fill the slots of repeats."""
+    return {arm: rival for arm, rival in rivals_of(arms).items() if rival != "real"}
+
+
+def default_pairs(arms: Sequence[str], *, arm: str, rival: str) -> list[tuple[str, str]]:
+    """The (arm, rival) pairs of a comparison, the endpoint's first and none twice."""
+    pairs = [
+        (arm, rival),
+        *((other, "real") for other in arms if "real" in arms),
+        *((arm, other) for other in arms),
+        *rivals_of(arms).items(),
+        *(("oracle", rival) for other in arms if other == "oracle"),
+    ]
+    return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
