@@ -43,8 +43,8 @@ from classify.comparison.measuring import (
 )
 from classify.comparison.metrics import HIGHER_IS_BETTER, metrics_schema
 from classify.comparison.pairing import Comparison, compare_arms
+from classify.comparison.pairs import default_pairs, rivals_of, slot_rivals
 from classify.comparison.recovered import recovered_rows, recovered_sentence
-from classify.comparison.rivals import default_pairs, rivals_of, slot_rivals
 from classify.comparison.verdict import Case, judge, thin_classes
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
@@ -96,7 +96,7 @@ class CompareConfig:
     margins: Margins = Margins()
     """Margins for the guards and for "no difference"."""
     pairs: list[tuple[str, str]] | None = None
-    """(arm, rival) pairs; default: each arm against real and against its own rival (``comparison.rivals``), and the
+    """(arm, rival) pairs; default: each arm against real and against its own rival (``comparison.pairs``), and the
     endpoint's arm against each other. The endpoint's pair is always compared."""
 
     def __post_init__(self) -> None:
@@ -253,7 +253,7 @@ def main() -> None:
                                           "without_interval": null, "test_images": len(scored["test"].patients)},
                  extra={"verdict": verdict, "preregistered": preregistered, "pairs": pairs,
                         "f1_threshold": "highest F1 on validation", "p": "Holm over classes; plain for groups"})
-    sys.stdout.write("\n".join(verdict["sentences"]) + "\n")
+    sys.stdout.write("\n".join([*verdict["sentences"], *(sentence for _, sentence in beside.values())]) + "\n")
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def recovered_sentence(table: pd.DataFrame, *, arm: str, label: str, metric: str
     if found.empty:
         return f"No recovered share: {arm} fills no slots that the oracle fills too."
     row = found.iloc[0]
-    if row["reason"] is not None:
+    if pd.isna(row["share"]):
         return f"Recovered share of {arm}: undefined ({row['reason']})."
     return (f"{arm} recovers {row['share']:.0%} of what new real images in its slots bring to the {label} group "
             f"(95 % interval {row['ci_low']:.0%} to {row['ci_high']:.0%}).")

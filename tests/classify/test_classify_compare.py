@@ -1,98 +1,26 @@
 """The compare command on made-up predictions: tables, checks, registration, verdict."""
 
 import json
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
+from fabricated_predictions import ARMS, LABELS, Fake, fabricate
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from classify.compare import CompareConfig, Endpoint, Margins, check_registration, main, pairs_of, registration
+from classify.compare import CompareConfig, Endpoint, Margins, check_registration, pairs_of, registration
 from classify.comparison.metrics import METRICS, metrics_schema
 from cohort.config import Run
-from cohort.errors import TailfillError, run_command
-from cohort.stage import Stage
-from cohort.tables import cohort_schema, comparison_schema, predictions_schema, read_table, write_table
-
-GROUPS = {"Effusion": "head", "Nodule": "medium", "Edema": "tail", "Hernia": "tail", "Fibrosis": "tail"}
-PREVALENCE = {"Effusion": 0.4, "Nodule": 0.3, "Edema": 0.25, "Hernia": 0.2, "Fibrosis": 0.0}
-LABELS = list(GROUPS)
-ARMS = ("real", "oversample", "duplicate", "synthetic")
-
-
-@dataclass
-class Fake:
-    """A run folder with a cohort; ``predict`` adds predictions, ``compare`` runs the command."""
-
-    run: Path
-    frame: pd.DataFrame
-    arms: tuple[str, ...] = ("real", "duplicate", "synthetic")
-    n_seeds: int = 3
-
-    def predictions(self, arm: str, seed: int, *, gain: float = 0.0) -> pd.DataFrame:
-        """Logits that know a little of the labels, and ``gain`` more of the tail; raw and ema."""
-        rng = np.random.default_rng([ARMS.index(arm), seed])
-        truth = self.frame[LABELS].to_numpy(dtype=float, na_value=0.0)
-        parts = []
-        for weights in ("raw", "ema"):
-            part = self.frame.assign(fold=0, arm=arm, seed=seed, weights=weights)
-            for at, label in enumerate(LABELS):
-                help_ = 1.0 + gain * (GROUPS[label] == "tail")
-                part[f"logit_{label}"] = (help_ * truth[:, at] - 1 + 0.7 * rng.normal(size=len(part))).astype("float32")
-            parts.append(part[list(predictions_schema(LABELS).columns)])
-        return pd.concat(parts, ignore_index=True)
-
-    def predict(self, *, gain: float = 0.0, change=None) -> "Fake":
-        """Write every arm's and seed's folder; ``change(frame, arm, seed)`` may spoil one."""
-        for arm in self.arms:
-            for seed in range(self.n_seeds):
-                frame = self.predictions(arm, seed, gain=gain if arm == "synthetic" else 0.0)
-                if change is not None:
-                    frame = change(frame, arm, seed)
-                stage = Stage("predict", self.run / "predictions" / arm / f"seed_{seed}", config={}, inputs={})
-                stage.begin()
-                write_table(frame, stage.folder / "predictions.parquet")  # validated by the reader
-                stage.finish(outputs=["predictions.parquet"], counts={"rows": len(frame)})
-        return self
-
-    def compare(self, monkeypatch, *flags: str) -> dict:
-        """Run the command; returns the stamp."""
-        argv = ["compare", "--run", str(self.run), "--arms", json.dumps(self.arms), "--n_seeds", str(self.n_seeds),
-                "--compare.n_draws", "120", *flags]
-        monkeypatch.setattr(sys, "argv", argv)
-        run_command(main)
-        return json.loads((self.run / "comparison" / "_stage.json").read_text())
-
-    def table(self, name: str) -> pd.DataFrame:
-        return read_table(self.run / "comparison" / f"{name}.parquet")
+from cohort.errors import TailfillError
+from cohort.tables import comparison_schema
 
 
 @pytest.fixture
 def fake(tmp_path) -> Fake:
-    """120 test and 40 validation patients with two images each; unknown labels; Fibrosis never occurs."""
-    rng = np.random.default_rng(0)
-    patients = np.repeat(np.arange(160), 2)
-    frame = pd.DataFrame({
-        "image_id": [f"i{n:04}" for n in range(320)], "root": "r", "path": "x.png",
-        "patient_id": [f"p{n}" for n in patients], "study_id": None, "view": "PA", "age": 50.0, "sex": "F",
-        "split": np.where(patients < 120, "test", "val"),
-    })
-    for label in LABELS:
-        frame[label] = pd.array((rng.random(320) < PREVALENCE[label]).astype(int), dtype="Int8")
-    frame.loc[frame.index % 17 == 0, "Nodule"] = pd.NA
-    stage = Stage("prepare", tmp_path / "run" / "cohort", config={}, inputs={})
-    stage.begin()
-    write_table(frame, stage.folder / "cohort.parquet", cohort_schema(LABELS))
-    stage.finish(outputs=["cohort.parquet"], counts={},
-                 extra={"labels": LABELS, "groups": GROUPS, "roots": {"r": "."}, "salt": "s"})
-    return Fake(run=tmp_path / "run", frame=frame)
+    return fabricate(tmp_path / "run")
 
 
 def test_tables_are_complete_and_agree_with_scikit_learn(fake, monkeypatch):
-    fake.arms = ARMS
+    fake.arms = ARMS[:4]
     stamp = fake.predict(gain=2.0).compare(monkeypatch)
     comparison, metrics = fake.table("comparison"), fake.table("metrics")
     comparison_schema().validate(comparison)
@@ -101,8 +29,8 @@ def test_tables_are_complete_and_agree_with_scikit_learn(fake, monkeypatch):
     assert set(pairs) == {("oversample", "real"), ("duplicate", "real"), ("synthetic", "real"),
                           ("synthetic", "oversample"), ("synthetic", "duplicate")}
     n_rows = len(METRICS) * (len(LABELS) + 4)
-    assert len(comparison) == n_rows * (len(ARMS) + len(pairs)) == stamp["counts"]["rows"]
-    assert len(metrics) == n_rows * len(ARMS) * 3 * 2 * 2
+    assert len(comparison) == n_rows * (len(fake.arms) + len(pairs)) == stamp["counts"]["rows"]
+    assert len(metrics) == n_rows * len(fake.arms) * 3 * 2 * 2
     test = fake.predictions("duplicate", 1).query("split == 'test' and weights == 'ema'")
     known = test["Nodule"].notna()
     y, z = test.loc[known, "Nodule"].astype(int), test.loc[known, "logit_Nodule"]
@@ -145,7 +73,7 @@ def test_few_positive_patients_get_no_interval_and_no_verdict(fake, monkeypatch)
     few = fake.frame["patient_id"].isin([f"p{n}" for n in range(9)] + [f"p{n}" for n in range(120, 130)])
     fake.frame["Hernia"] = few.astype("Int8")
     fake.frame["Fibrosis"] = fake.frame["Edema"]
-    spoil_cohort(fake)
+    fake.write_cohort()
     verdict = fake.predict(gain=2.0).compare(monkeypatch)["extra"]["verdict"]
     table = fake.table("comparison").query("label == 'Hernia'")
     assert table["ci_low"].isna().all()
@@ -155,21 +83,9 @@ def test_few_positive_patients_get_no_interval_and_no_verdict(fake, monkeypatch)
     assert verdict["supported"]["ci_low"] is not None
 
 
-def spoil_cohort(fake: Fake) -> None:
-    """Write the cohort's folder anew from the changed frame."""
-    folder = fake.run / "cohort"
-    for file in folder.iterdir():
-        file.unlink()
-    stage = Stage("prepare", folder, config={}, inputs={})
-    stage.begin()
-    write_table(fake.frame, folder / "cohort.parquet", cohort_schema(LABELS))
-    stage.finish(outputs=["cohort.parquet"], counts={},
-                 extra={"labels": LABELS, "groups": GROUPS, "roots": {"r": "."}, "salt": "s"})
-
-
 def test_verdict_finds_a_large_gain_and_no_gain(fake, monkeypatch):
     fake.frame["Fibrosis"] = fake.frame["Edema"]
-    spoil_cohort(fake)
+    fake.write_cohort()
     verdict = fake.predict(gain=3.0).compare(monkeypatch)["extra"]["verdict"]
     assert verdict["verdict"] == "helps"
     assert verdict["numbers"]["ci_low"] > 0
