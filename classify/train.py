@@ -214,7 +214,7 @@ def prepare_patients(
     real = pd.concat([cohort.frame, *(pool.frame for name, pool in pools.items() if name != "filter")])
     used = real[real["image_id"].isin(arm["image_id"])]
     inherited = [job.start.folder] if job.start is not None and job.start.names_patients else []
-    inherited += [job.pools["filter"]] if "filter" in job.pools else []
+    inherited += [job.pools["filter"]] if arm["sample_id"].notna().any() else []
     write_patients(folder, used["patient_id"], salt=cohort.salt, inherited=inherited)
     check_no_overlap(folder, cohort)
 

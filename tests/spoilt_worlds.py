@@ -244,6 +244,19 @@ def endpoint_without_its_arm(world: World) -> Words:
     return ["experiment", *world.write_config(arms=["real", "duplicate"], prepare={"root": "data"})[1:]]
 
 
+def arm_without_its_section(world: World) -> Words:
+    arms = ["duplicate", "synthetic", "oracle"]
+    return ["experiment", *world.write_config(arms=arms, prepare={"root": "data"})[1:]]
+
+
+def section_without_its_arm(world: World) -> Words:
+    return ["experiment", *world.write_config(prepare={"root": "data"}, external={"root": "data"})[1:]]
+
+
+def phase_that_no_step_reaches(world: World) -> Words:
+    return ["classify.train", *world.write_config(), "--arm", "duplicate-then-real", "--arm-seed", 0]
+
+
 def experiment_without_data(world: World) -> Words:
     return ["experiment", *world.write_config(prepare={"root": "nowhere"}, autoencoder={"steps": 1})[1:]]
 
@@ -292,6 +305,9 @@ CASES: dict[Callable[[World], Words], tuple[str, ...]] = {
     arm_against_itself: ("compare.endpoint.rival", "real"),
     report_without_a_comparison: ("no complete", "run: "),
     endpoint_without_its_arm: ("compare.endpoint.arm", "synthetic", "real, duplicate"),
+    arm_without_its_section: ("arms", "'oracle'", "section oracle"),
+    section_without_its_arm: ("external", "no arm needs"),
+    phase_that_no_step_reaches: ("train.phase_2_share", "0", "duplicate-then-real"),
     experiment_without_data: ("prepare.root", "nowhere", "make_debug_data.py"),
     experiment_without_a_generator: ("autoencoder", "finetune.pipeline"),
 }

@@ -205,8 +205,11 @@ def test_phases():
     assert used(6, 0.3) <= {0, 1, 3}
     assert used(7, 0.3) <= {2, 4}
     assert used(9, 0.0) <= {0, 1, 3}
-    with pytest.raises(TailfillError, match="no slots of phase 2"):
-        step_places(phase[:2], step=9, steps=10, batch_size=8, phase_2_share=0.3, seed=(0,))
+    for step in range(10):  # an arm without a second phase does not know of it
+        np.testing.assert_array_equal(*(step_places(phase[:2], step=step, steps=10, batch_size=8, phase_2_share=share,
+                                                    seed=(0,)) for share in (0.3, 0.0)))
+    with pytest.raises(TailfillError, match="no slots of phase 1"):
+        step_places(phase[[2]], step=0, steps=10, batch_size=8, phase_2_share=0.3, seed=(0,))
 
 
 def test_distortions_are_small_reproducible_and_none_at_zero():

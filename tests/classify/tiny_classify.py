@@ -43,6 +43,27 @@ def write_cohort(folder: Path, *, n: int = 60, shared_patient: bool = False) -> 
     return load_cohort(stage.folder)
 
 
+def write_further(run: Path, role: str, *, n: int = 40) -> Cohort:
+    """A further cohort of ``n`` train images of other patients: every second one carries Hernia, labels at random."""
+    rng = np.random.default_rng(2 if role == "oracle" else 3)
+    images = run / f"pixels of {role}"
+    images.mkdir(parents=True)
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)).save(images / f"{i}.png")
+    frame = pd.DataFrame({
+        "image_id": [f"{role}{i}" for i in range(n)], "root": role, "path": [f"{i}.png" for i in range(n)],
+        "patient_id": [f"{role}-p{i}" for i in range(n)], "study_id": None, "view": ["PA", "AP"] * (n // 2),
+        "age": 50.0, "sex": "F", "split": "train", "Effusion": rng.integers(0, 2, n), "Mass": rng.integers(0, 2, n),
+        "Hernia": [1, 0] * (n // 2),
+    }).astype(dict.fromkeys(LABELS, "Int8"))
+    stage = Stage("prepare", run / role, config={"n": n}, inputs={})
+    stage.begin()
+    write_table(frame, stage.folder / "cohort.parquet", cohort_schema(LABELS))
+    stage.finish(outputs=["cohort.parquet"], counts={"rows": n}, extra={
+        "labels": LABELS, "groups": GROUPS, "roots": {role: str(images)}, "salt": role, "patient_ids": "given"})
+    return load_cohort(stage.folder)
+
+
 def write_synthetic(run: Path, cohort: Cohort, *, per_source: int = 3, dropped: int = 1) -> pd.DataFrame:
     """``per_source`` kept images per Hernia image of the training split and as many negatives; some dropped ones."""
     rng = np.random.default_rng(1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cohort_toys import run_as_command
 
-from cohort.pipeline import SECTIONS, STAGES, folder_state
+from cohort.pipeline import OPTIONAL, SECTIONS, STAGES, folder_state
 from cohort.stage import Stage, write_atomically
 from cohort.status import main
 
@@ -51,7 +51,7 @@ def test_states_of_a_folder(tmp_path: Path) -> None:
 
 def test_status_says_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, upcoming = status(tmp_path, capsys)
-    assert all("missing" in line or name in ("autoencoder", "critic", "arm", "train", "predict")
+    assert all("missing" in line or name in (*OPTIONAL, "critic", "arm", "train", "predict")
                for name, line in table.items())
     assert upcoming == f"next: python -m cohort.prepare nih --root DIR --out {tmp_path}/cohort"
     (tmp_path / "config.yaml").write_text("run: .\n")
@@ -61,6 +61,17 @@ def test_status_says_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFix
     assert "rows=1,234" in table["prepare"]
     assert "1.5 min" in table["prepare"]
     assert upcoming == f"next: python -m prompts.plan --config {tmp_path}/config.yaml"
+
+
+def test_a_further_cohort_is_needed_where_the_configuration_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "cohort", "prepare")
+    (tmp_path / "config.yaml").write_text("run: .\noracle: {}\n")
+    table, upcoming = status(tmp_path, capsys)
+    assert "missing" in table["oracle"]
+    assert "not needed" in table["external"]
+    assert upcoming == f"next: python -m cohort.prepare --config {tmp_path}/config.yaml --role oracle"
 
 
 def test_a_stale_or_begun_stage_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
