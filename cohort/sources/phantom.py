@@ -7,9 +7,10 @@ Not promised: the same bytes with another Pillow or zlib, which write the PNGs.
 """
 
 import io
-import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from PIL import Image
@@ -73,8 +74,8 @@ def write_images(exams: list[Exam], root: Path, size: int, *, processes: int) ->
             for exam in missing:
                 bar.update(draw(exam))
             return
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            for done in pool.imap_unordered(draw, missing, chunksize=CHUNK):
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            for done in pool.map(draw, missing, chunksize=CHUNK):
                 bar.update(done)
 
 
