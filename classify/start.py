@@ -63,14 +63,21 @@ class Start:
 
 
 def fitting_card(folder: Path, *, model: str, image_size: int) -> Card:
-    """The card in ``folder``; raises ``TailfillError`` unless it is of this model and size, with weights beside it."""
+    """The card in ``folder``; raises ``TailfillError`` unless it is of this model and size."""
     card = load_card(folder)
     for key, wanted in (("model", model), ("image_size", image_size)):
         if getattr(card, key) != wanted:
             raise TailfillError(f"{folder}: was trained with {key} {getattr(card, key)}; wanted: {wanted}")
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise TailfillError(f"{folder}: holds no {WEIGHTS_FILE}; wanted: a folder as classify/train.py writes it")
     return card
+
+
+def check_backbone(folder: Path, *, model: str, image_size: int) -> None:
+    """Raise ``TailfillError`` unless the folder holds weights, and a card of this model and size."""
+    for name in (WEIGHTS_FILE, CARD):
+        if not (folder / name).is_file():
+            raise TailfillError(f"train.backbone is {folder}, which holds no {name}; wanted: a folder as "
+                                "classify/train.py writes it")
+    fitting_card(folder, model=model, image_size=image_size)
 
 
 def initial_model(

@@ -34,7 +34,7 @@ from classify.fitting import Learner, Recipe, feed_features, feed_pixels, fit, s
 from classify.losses import LOSSES
 from classify.models import CARD, Card, head_of, require_model, save_card, save_weights
 from classify.slots import Pool, Slots, grey_statistics, label_matrix, load_pools, load_slots, prevalence
-from classify.start import Start, fitting_card, initial_model
+from classify.start import Start, check_backbone, initial_model
 from classify.training import CHECKPOINT, check_precision, start_accelerator
 from cohort.config import Run, parse, path
 from cohort.errors import TailfillError, nearest, run_command
@@ -113,7 +113,7 @@ class TrainConfig:
         if self.backbone is not None:
             if self.pretrained:
                 raise TailfillError("train.pretrained is true and train.backbone is given; wanted: one start")
-            fitting_card(Path(self.backbone), model=self.model, image_size=self.image_size)
+            check_backbone(Path(self.backbone), model=self.model, image_size=self.image_size)
         if self.head_only and self.backbone is None and self.init_seed is None:
             raise TailfillError("train.head_only is true without train.backbone or train.init_seed; wanted: one of "
                                 "them, for a head of random features learns nothing")
