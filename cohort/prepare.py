@@ -121,7 +121,8 @@ def prepare(config: PrepareConfig, folder: Path, *, threads: int = 2, dry_run: b
     Images are decoded by ``threads`` threads, or made by as many processes.
     """
     if threads < 1:
-        raise TailfillError(f"threads is {threads}; wanted: 1 or more")
+        workers = "processes" if config.source == "phantom" else "threads"
+        raise TailfillError(f"{workers} is {threads}; wanted: 1 or more")
     root = (Path(config.root) if config.root else folder).resolve()
     config = replace(config, root=str(root) if config.root else None)
     find, read = SOURCES[config.source]

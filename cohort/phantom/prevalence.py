@@ -53,7 +53,7 @@ FINDINGS: dict[str, Finding] = {
     "Calcification of the Aorta": Finding(percent=1.637, lasts=0.98, causes={"age": 0.7}),
     "Hernia": Finding(percent=1.540, lasts=0.98, causes={"age": 0.4}),
     "Scoliosis": Finding(percent=1.415, lasts=0.99),
-    "Emphysema": Finding(percent=1.414, lasts=0.98, causes={"smoke": 0.55, "age": 0.2}),
+    "Emphysema": Finding(percent=1.414, lasts=0.98, causes={"smoke": 0.52, "age": 0.2}),
     "Tortuous Aorta": Finding(percent=1.289, lasts=0.98, causes={"age": 0.7}),
     "Pleural Thickening": Finding(percent=1.264, lasts=0.95, causes={"scar": 0.5}),
     "Granuloma": Finding(percent=1.145, lasts=0.98, causes={"scar": 0.4}),
