@@ -54,7 +54,7 @@ def load_pipeline(config: FinetuneConfig, run: Run, folder: Path | None, texts: 
         return build_pipeline(config.fresh, vae, texts)
     try:
         return StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, safety_checker=None,
-                                                       requires_safety_checker=False)
+                                                       requires_safety_checker=False, torch_dtype=torch.float32)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TailfillError(f"finetune.pipeline: {config.pipeline} cannot be loaded as a Stable Diffusion pipeline: "
                             f"{error}") from error

@@ -20,6 +20,7 @@ SOFT, LUNG, FAT, AIR = 0.205, 0.053, 0.178, 0.0
 BONE, MARROW = 0.60, 0.24
 METAL = 3.5  # titanium
 CALCIUM = 0.9  # a dense calcification
+CAVITY = "pleural cavity, "
 
 
 class Chest:
@@ -34,6 +35,7 @@ class Chest:
         self.lungs = {side: whole(beam, outline, *lung(build, side)) for side in SIDES}
         self.domes = {side: whole(beam, dome(build, side)) for side in SIDES}
         self.aerated = {side: self._net(side, self.lungs[side]) for side in SIDES}
+        self._cavities = dict(self.lungs)  # the pleural cavities, which keep their size when a lung collapses
         self._put(body(build, beam), SOFT)
         for side, length in self.aerated.items():
             self.integral += np.float32(LUNG * build.lung[side] - SOFT) * length
@@ -45,16 +47,27 @@ class Chest:
             if span is not None:
                 self._put(span, attenuation)
 
-    def fill(self, side: str, solids: Sequence[Solid], attenuation: float = SOFT, *, share: float = 1.0) -> None:
+    def fill(self, side: str, solids: Sequence[Solid], attenuation: float = SOFT, *, share: float = 1.0,
+             pleural: bool = False) -> None:
         """Replace lung tissue by ``attenuation`` in the part of a lung inside ``solids``.
 
-        ``share`` of it: below 1 some air is left; -1 takes back what an earlier call with 1 has filled there.
+        ``share`` of it: below 1 some air is left; -1 takes back what an earlier call with 1 has filled there. What is
+        ``pleural`` lies in the cavity, which keeps its size when the lung collapses.
         """
         change = share * (attenuation - LUNG * self.build.lung[side])
-        if not self._queue(solids, (), change, lung=side):
-            span = intersect(self.beam, solids, [self.lungs[side]])
+        if not self._queue(solids, (), change, lung=CAVITY + side if pleural else side):
+            span = intersect(self.beam, solids, [(self._cavities if pleural else self.lungs)[side]])
             if span is not None:
                 self.integral[span.rows, span.columns] += np.float32(change) * self._net(side, span)
+
+    def collapse(self, side: str, solid: Solid) -> None:
+        """Shrink a lung to what is inside ``solid``; the rest of its cavity holds air, and no vessel reaches into it."""
+        before = self.aerated[side]
+        inside, tissue = whole(self.beam, solid), self.lungs[side]
+        self.lungs[side] = Span(rows=tissue.rows, columns=tissue.columns, low=np.maximum(inside.low, tissue.low),
+                                high=np.minimum(inside.high, tissue.high))
+        self.aerated[side] = self._net(side, self.lungs[side])
+        self.integral += np.float32(AIR - LUNG * self.build.lung[side]) * (before - self.aerated[side])
 
     def deepen(self, side: str, pattern: Map, attenuation: float) -> None:
         """Add ``attenuation`` (1/cm) times ``pattern``, float32 of the detector's shape, to a whole lung's tissue."""
@@ -63,8 +76,8 @@ class Chest:
     def finish(self) -> Map:
         """The integral with everything that was added."""
         obstacles = (self.center.low, self.center.high)
-        lungs = {side: ((self.lungs[side].low, self.lungs[side].high), obstacles,
-                        (self.domes[side].low, self.domes[side].high)) for side in SIDES}
+        lungs = {name: ((space.low, space.high), obstacles, (self.domes[side].low, self.domes[side].high))
+                 for side in SIDES for name, space in ((side, self.lungs[side]), (CAVITY + side, self._cavities[side]))}
         integrate(self.beam, self._pieces, lungs, self.integral)
         self._pieces = []
         return self.integral
@@ -117,7 +130,7 @@ def lung(build: Build, side: str) -> tuple[Solid, ...]:
 
 def mediastinum(build: Build) -> Quadric:
     """What keeps the lungs apart, the heart aside; they nearly meet in front of it and behind."""
-    return ellipsoid((0.1, -4, -1.8), (build.mediastinum * 1.25, 30, 6.0 * build.depth))
+    return ellipsoid((0.1, -4, -1.8), (build.mediastinum * 1.12, 30, 5.5 * build.depth))
 
 
 def dome(build: Build, side: str) -> Quadric:
@@ -144,8 +157,9 @@ def body(build: Build, beam: Beam) -> Span:
         parts.append(intersect(beam, [ellipsoid((x * 13.2 * width, 11.5 * build.height, -1.5),
                                                 (6.4 * width + fat, 5.6 + fat, 5.5 + fat))]))
         if build.breast:
-            parts.append(intersect(beam, [ellipsoid((x * 7.6 * width, -6.5 * build.height, 9.0 * build.depth),
-                                                    (5.8 * width, 5.8, 1.0 + fat + 0.8 * build.breast))]))
+            lean = rotation(about_x=0.5, about_z=-x * 0.25)
+            parts.append(intersect(beam, [ellipsoid((x * 8.2 * width, -8.0 * build.height, 8.2 * build.depth),
+                                                    (6.4 * width, 7.4, 0.6 + 0.7 * fat + 0.5 * build.breast), lean)]))
     return hull(whole(beam, trunk), *parts)
 
 
@@ -180,9 +194,9 @@ def _draw_vessels(chest: Chest, side: str, rng: np.random.Generator) -> None:
     """A fan of branching tubes from the hilum; thinner outwards, wider below than above as in an upright chest."""
     x, scale = SIDES[side], chest.build.vessels
     root = np.array([x * 3.4 * chest.build.width, 2.0 * chest.build.height, -0.3])
-    for angle in np.linspace(-1.35, 1.15, 8) + rng.normal(0, 0.12, 8):
+    for angle in np.linspace(-1.35, 1.15, 7) + rng.normal(0, 0.12, 7):
         direction = np.array([x * np.cos(angle), np.sin(angle), rng.normal(0, 0.45)])
-        _grow(chest, side, root, direction, calibre=scale * (0.32 if angle < 0 else 0.25), level=0, rng=rng)
+        _grow(chest, side, root, direction, calibre=scale * (0.44 if angle < 0 else 0.36), level=0, rng=rng)
 
 
 def _grow(chest: Chest, side: str, start: np.ndarray, direction: np.ndarray, *, calibre: float, level: int,

@@ -23,8 +23,8 @@ DISTANCE_CM = {"PA": 180.0, "AP": 105.0}
 """From focal spot to detector: 180 cm at the wall stand, about 1 m at the bedside."""
 BACKING_CM = 13.5
 """From the middle of the chest to the detector."""
-COARSE = 8
-"""The veil and the flattening are smooth: they are computed on a grid this many times coarser."""
+FLATTENING = 0.5
+"""Share of the slow variations of density that the display takes away; chosen by eye."""
 
 
 def make_beam(exam: Exam, build: Build, size: int) -> Beam:
@@ -63,7 +63,7 @@ def line_integrals(exam: Exam, size: int) -> Map:
     for sign in exam.signs:
         draw = SIGNS[sign.label].draw
         if draw is not None:
-            draw(chest, sign.severity, np.random.default_rng([sign.seed, 32]))
+            draw(chest, sign.severity, np.random.default_rng([sign.seed, 31]))
     return np.maximum(chest.finish(), 0) * beam.lengths()
 
 
@@ -86,13 +86,14 @@ def display(signal: Map, exam: Exam) -> NDArray[np.uint8]:
     """The signal as a grey picture, uint8, bones bright."""
     density = -np.log(np.maximum(signal, 1e-5))
     size = density.shape[0]
-    density = density - np.float32(0.35) * _smooth(density, sigma=0.14 * size)
-    low, high = np.quantile(density[size // 8:-size // 8:2, size // 8:-size // 8:2], (0.02, 0.985))
+    density = density - np.float32(FLATTENING) * _smooth(density, sigma=0.12 * size)
+    middle = density[size // 6:-size // 5:2, size // 6:-size // 6:2]  # where the lungs and the heart are
+    low, high = np.quantile(middle, (0.03, 0.97))
     rng = np.random.default_rng([exam.seed, 51])
     x = (density - low) / max(float(high - low), 1e-3)
-    slope, middle = 4.4 * exam.site.contrast * rng.normal(1, 0.05), 0.55 - exam.site.brightness + rng.normal(0, 0.025)
-    curve = 1 / (1 + np.exp(-slope * (x - middle)))
-    bottom, top = (1 / (1 + np.exp(-slope * (end - middle))) for end in (-0.08, 1.12))
+    slope, center = 3.2 * exam.site.contrast * rng.normal(1, 0.05), 0.62 - exam.site.brightness + rng.normal(0, 0.025)
+    curve = 1 / (1 + np.exp(-slope * (x - center)))
+    bottom, top = (1 / (1 + np.exp(-slope * (end - center))) for end in (-0.35, 1.25))
     return np.clip((curve - bottom) / (top - bottom) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 

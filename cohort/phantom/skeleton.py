@@ -7,6 +7,8 @@ linear along a ray, and the bone below height h, F(h), is a staircase of ramps; 
 (F(h(t')) - F(h(t))) / (dh/dt), exactly and for all ribs at once. Cartilage does not show: ribs end before the breastbone.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from cohort.phantom.build import SIDES, Build
@@ -98,7 +100,7 @@ def _draw_shoulders(chest: Chest) -> None:
     forward = chest.beam.source[2] < 0  # hands on the hips: the shoulder blades are turned out of the lungs
     for side, x in SIDES.items():
         points = clavicle(build, side)
-        for start, end in zip(points[:-1], points[1:], strict=True):
+        for start, end in pairwise(points):
             long_bone(chest, start, end, 0.58)
         out = 15.2 if forward else 12.2
         turned = rotation(about_y=x * (-0.9 if forward else -0.5), about_z=x * 0.16)
@@ -123,7 +125,7 @@ def _draw_spine(chest: Chest) -> None:
         y = 17.5 * build.height - pitch * level
         (x, z), (x_low, z_low) = spine_offset(build, y), spine_offset(build, y - 0.8 * pitch)
         radius = 1.35 + 0.025 * level
-        chest.add(tube((x, y, z), (x_low, y - 0.8 * pitch, z_low), radius), 0.10 * bone)
+        chest.add(tube((x, y, z), (x_low, y - 0.8 * pitch, z_low), radius), 0.08 * bone)
         for out in (-1, 1):
-            chest.add([ellipsoid((x + out * 1.15, y - 0.3 * pitch, z - 1.9), (0.42, 0.55, 0.7))], 0.30 * bone)
-        chest.add([ellipsoid((x, y - 0.75 * pitch, z - 3.3), (0.32, 1.0, 1.3))], 0.22 * bone)
+            chest.add([ellipsoid((x + out * 1.15, y - 0.3 * pitch, z - 1.9), (0.42, 0.55, 0.7))], 0.18 * bone)
+        chest.add([ellipsoid((x, y - 0.75 * pitch, z - 3.3), (0.32, 1.0, 1.3))], 0.15 * bone)

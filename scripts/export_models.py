@@ -1,0 +1,123 @@
+"""The trained generator and backbone of the phantom's site B, halved to float16 and put into ``models/`` with a card.
+
+::
+
+    python scripts/export_models.py
+
+Reads ``runs/phantom_generator`` and ``runs/phantom_backbone``, which ``scripts/make_models.sh`` makes. Not promised:
+that a model halved is the model; the loss in a picture is below one grey value.
+"""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from classify.models import CARD, save_weights
+from cohort.errors import TailfillError, run_command
+from cohort.pipeline import read_stamp
+from cohort.stage import write_atomically
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_BYTES = 16_000_000
+"""Largest size of the generator: what a repository can carry without anybody noticing."""
+
+GENERATOR_CARD = """# A small generator of phantom radiographs
+
+A text-to-image pipeline in Stable Diffusion's layout (autoencoder, U-Net, CLIP text encoder, tokenizer; diffusers,
+safetensors, float16) for grey images of 128 x 128 pixels. It was trained from nothing on {images:,} procedural
+radiographs of the phantom's site B, a referral centre (`python -m cohort.prepare phantom --site B`): no patient's image
+was used, and nothing can be memorised that is not already public in this repository.
+
+- **For**: the demo and the calibration of Tailfill, as the model that another hospital has shared. Prompts are those of
+  `prompts/phrases.py`, for instance "Frontal chest radiograph of a 60-year-old man. Pneumoperitoneum."
+- **Not for**: anything to do with patients.
+- **Made by**: `scripts/make_models.sh`, configuration `configs/phantom_generator.yaml`, commit {commit}.
+- **Training**: autoencoder {ae_steps:,} steps in {ae_minutes:.0f} minutes; U-Net and text encoder {steps:,} steps of
+  {batch} images in {minutes:.0f} minutes, on two CPU cores.
+- **Measured** on validation patients: autoencoder {psnr:.1f} dB ({psnr_images} images); denoising loss {loss}.
+- **Parameters**: {parameters:.1f} million. **Licence**: Apache-2.0, as the code.
+"""
+
+BACKBONE_CARD = """# A backbone for phantom radiographs
+
+{model} on grey images of {size} x {size} pixels, trained on the head and medium findings of the phantom's site B
+({images:,} procedural radiographs, no patient's image), as entrants pre-train on another hospital's labels. It has
+never been shown a tail finding. `card.json` says how to feed it, `ema.safetensors` holds the weights in float16.
+
+- **For**: `train.backbone` in `configs/demo.yaml` and `configs/phantom.yaml`.
+- **Made by**: `scripts/make_models.sh`, configuration `configs/phantom_backbone.yaml`, commit {commit}.
+- **Training**: {steps:,} steps of 32 images in {minutes:.0f} minutes on two CPU cores.
+- **Licence**: Apache-2.0, as the code.
+
+Labels: {labels}.
+"""
+
+
+def stamp_of(folder: Path, stage: str) -> dict[str, Any]:
+    """The stamp of a complete stage; raises ``TailfillError`` when there is none."""
+    stamp = read_stamp(folder)
+    if stamp is None:
+        raise TailfillError(f"{folder}: the stage {stage} is not complete; run scripts/make_models.sh")
+    return stamp
+
+
+def export_generator(run: Path, target: Path) -> int:
+    """Write the pipeline and its card; returns its size in bytes. Raises ``TailfillError`` above ``LIMIT_BYTES``."""
+    trained, encoded = (stamp_of(run / name, name) for name in ("generator", "autoencoder"))
+    pipeline = StableDiffusionPipeline.from_pretrained(run / "generator" / "pipeline", torch_dtype=torch.float16)
+    shutil.rmtree(target, ignore_errors=True)
+    pipeline.save_pretrained(target, safe_serialization=True)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    if size > LIMIT_BYTES:
+        raise TailfillError(f"{target}: {size:,} bytes; wanted: {LIMIT_BYTES:,} at most")
+    parts = (pipeline.vae, pipeline.unet, pipeline.text_encoder)
+    history = pd.read_parquet(run / "generator" / "history.parquet").dropna().iloc[-1]
+    losses = ", ".join(f"{key.split('_')[-1]} {history[key]:.4f}" for key in history.index if key.startswith("val"))
+    card = GENERATOR_CARD.format(
+        images=trained["counts"]["train_images"], commit=trained["git_commit"][:10], psnr=encoded["extra"]["psnr_db"],
+        psnr_images=encoded["extra"]["psnr_images"], ae_steps=encoded["config"]["steps"],
+        ae_minutes=encoded["seconds"] / 60, steps=trained["config"]["steps"], batch=trained["config"]["batch_size"],
+        minutes=trained["seconds"] / 60, loss=losses or "not recorded",
+        parameters=sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
+    )
+    write_atomically(target / "README.md", card.encode())
+    return size
+
+
+def export_backbone(trained: Path, target: Path) -> int:
+    """Write weights, card and model card; returns its size in bytes."""
+    stamp = stamp_of(trained, "train")
+    content = json.loads((trained / CARD).read_text(encoding="utf-8"))
+    save_weights({key: value.half() for key, value in load_file(trained / "ema.safetensors").items()},
+                 target / "ema.safetensors")
+    write_atomically(target / CARD, (trained / CARD).read_bytes())
+    card = BACKBONE_CARD.format(
+        model=content["model"], size=content["image_size"], images=stamp["counts"]["slots"],
+        commit=stamp["git_commit"][:10], steps=stamp["counts"]["steps"], minutes=stamp["seconds"] / 60,
+        labels=", ".join(content["labels"]),
+    )
+    write_atomically(target / "README.md", card.encode())
+    return sum(file.stat().st_size for file in target.iterdir())
+
+
+def main() -> None:
+    """Export both."""
+    for name, size in (
+        ("generator", export_generator(ROOT / "runs" / "phantom_generator", ROOT / "models" / "generator")),
+        ("backbone", export_backbone(ROOT / "runs" / "phantom_backbone" / "train" / "real" / "seed_2000",
+                                     ROOT / "models" / "backbone")),
+    ):
+        log.info("models/%s: %.1f MB", name, size / 1e6)
+
+
+if __name__ == "__main__":
+    run_command(main)
