@@ -12,7 +12,8 @@ Writes ``cohort.parquet`` (a row per image), ``counts.parquet`` (positives per l
 also ``rejected.parquet``, and the stamp with labels, groups and the root. The default refuses bad rows and writes
 nothing.
 
-Not promised: that the pixels stay the same. The label file and the split lists are hashed, the images are only decoded.
+Not promised: that the pixels stay the same. The label file and the split lists are hashed, the images are only decoded
+(those of the phantom are hashed too).
 """
 
 import logging

@@ -68,6 +68,7 @@ class People:
 
 
 def _stream(config: PhantomConfig, number: int, use: int) -> np.random.Generator:
+    """A batch's generator for its people (0), their splits (1) or the noise in their labels (2)."""
     return np.random.default_rng([config.seed, list(SITES).index(config.site), number, use])
 
 
