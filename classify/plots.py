@@ -7,6 +7,7 @@ scaled to a phone cannot be read. Equal input gives equal bytes. The SVG is not 
 """
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,23 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Axis:
+    """The value axis of a row plot."""
+
+    label: str
+    zero: bool = False
+    """A forest: a line at zero, and room for it."""
+    log: bool = False
+    percent: bool = False
+    ends: tuple[str, str] | None = None
+    """Words for the left and the right side of the zero line."""
+    lines: Mapping[float, str] = field(default_factory=dict)
+    """Further lines to read against, each with its word above the plot; the axis has room for them."""
+    within: tuple[float, float] = (-math.inf, math.inf)
+    """What the axis shows at most; what lies beyond becomes an arrow at its edge."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot:
     """A figure of the report: its two SVG forms, a legend of (glyph, series, text) and a caption."""
 
@@ -85,22 +103,23 @@ def arm_series(arm: str, arms: Sequence[str]) -> int:
     return ARMS[arm] if arm in ARMS else 4 + others.index(arm) % (len(SERIES) - 4)
 
 
+def own_series(arm: str, focus: str) -> int:
+    """Where every row names its arm: the colour of ``synthetic`` for the arm in ``focus``, a quiet one for others."""
+    return ARMS["synthetic"] if arm == focus else ARMS["real"]
+
+
 def legend(names: Mapping[str, int]) -> tuple[tuple[str, int, str], ...]:
     """Legend entries for series name -> series number."""
     return tuple((GLYPHS[number], number, name) for name, number in names.items())
 
 
-def row_plot(
-    rows: Sequence[Row], *, title: str, xlabel: str, names: Mapping[str, int], zero: bool = False, log: bool = False,
-    note: str = "", ends: tuple[str, str] | None = None,
-) -> Plot:
-    """Marks with intervals on one axis, a row per class: forest plot (``zero`` draws its line) or dot plot.
+def row_plot(rows: Sequence[Row], *, title: str, names: Mapping[str, int], axis: Axis, note: str = "") -> Plot:
+    """Marks with intervals on one axis, a row per class or arm: a forest plot where the axis has a zero line, or dots.
 
-    ``ends`` are words for the left and right side of the zero line. A mark without interval is drawn hollow when the
-    plot is a forest, so that nobody takes its bare point for a finding.
+    A mark without interval is drawn hollow in a forest, so that nobody takes its bare point for a finding. ``names``:
+    series for the legend, which one alone does not need.
     """
-    drawn = [_row_svg(rows, width=width, xlabel=xlabel, zero=zero, log=log, ends=ends, name=f"{title}-{width}")
-             for width in (WIDE, NARROW)]
+    drawn = [_row_svg(rows, width=width, axis=axis, name=f"{title}-{width}") for width in (WIDE, NARROW)]
     return Plot(title=title, wide=drawn[0], narrow=drawn[1], legend=legend(names) if len(names) > 1 else (), note=note)
 
 
@@ -127,36 +146,32 @@ def curve_plot(curves: Sequence[Curve], *, title: str, xlabel: str, names: Mappi
     return Plot(title=title, wide=svg, narrow=svg, legend=lines if len(names) > 1 else (), note=note, small=True)
 
 
-def _row_svg(rows: Sequence[Row], *, width: int, xlabel: str, zero: bool, log: bool, ends: tuple[str, str] | None,
-             name: str) -> Markup:
+def _row_svg(rows: Sequence[Row], *, width: int, axis: Axis, name: str) -> Markup:
     """One form of a row plot."""
     wide = width == WIDE
     left, right = (0.27, 0.73 if any(row.text for row in rows) else 0.99) if wide else (0.34, 0.97)
     n_marks = max((len(row.marks) for row in rows), default=1)
     row_height = max(ROW, 8 + 9 * n_marks)
-    height = row_height * len(rows) + PAD + (20 if ends else 0)
+    height = row_height * len(rows) + PAD + (20 if axis.ends or axis.lines else 0)
     with mpl.rc_context(_style(name)):
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_axes((left, PAD / height, right - left, row_height * len(rows) / height))
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks([])
-        if log:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        _limits(axes, rows, zero=zero, log=log)
+        _scale(axes, rows, axis, n_ticks=7 if wide else 4)
         for y, row in enumerate(rows):
-            _draw_row(axes, row, y, spread=min(0.62, 9 * (len(row.marks) - 1) / row_height), zero=zero)
+            _draw_row(axes, row, y, spread=min(0.62, 9 * (len(row.marks) - 1) / row_height), zero=axis.zero)
             _row_text(figure, row, y=(PAD + row_height * (len(rows) - y - 0.5)) / height, wide=wide)
         _quiet(axes, grid="x")
-        if not log:
-            axes.locator_params(axis="x", nbins=7 if wide else 4)
-        if zero:
-            axes.axvline(0, color=INK, lw=1, zorder=1)
-        axes.set_xlabel(xlabel, color=MUTED)
-        for word, side in zip(ends or (), (0, 1), strict=False):
+        size = FONT if wide else SMALL
+        for value in {0.0: ""} if axis.zero else axis.lines:
+            axes.axvline(value, color=INK, lw=1, zorder=1)
+            axes.text(value, 1, axis.lines.get(value, ""), transform=axes.get_xaxis_transform(), color=MUTED,
+                      ha="center", va="bottom", fontsize=size)
+        axes.set_xlabel(axis.label, color=MUTED)
+        for word, side in zip(axis.ends or (), (0, 1), strict=False):
             figure.text((left, right)[side], 1, f"{word} →" if side else f"← {word}", color=MUTED, va="top",
-                        ha="right" if side else "left", fontsize=FONT if wide else SMALL)
+                        ha="right" if side else "left", fontsize=size)
         return _svg(figure, name)
 
 
@@ -165,6 +180,7 @@ def _draw_row(axes: Axes, row: Row, y: int, *, spread: float, zero: bool) -> Non
     offsets = np.linspace(-spread / 2, spread / 2, len(row.marks)) if len(row.marks) > 1 else [0.0]
     if row.strong:
         axes.axhspan(y - 0.5, y + 0.5, color=RULE, alpha=0.35, lw=0, zorder=0)
+    low, high = axes.get_xlim()
     for mark, offset in zip(row.marks, offsets, strict=True):
         if mark.value is None:
             continue
@@ -172,7 +188,9 @@ def _draw_row(axes: Axes, row: Row, y: int, *, spread: float, zero: bool) -> Non
         if mark.low is not None and mark.high is not None:
             axes.plot([mark.low, mark.high], [y + offset] * 2, color=colour, lw=2.6 if row.strong else 1.8,
                       solid_capstyle="round", zorder=2)
-        low, high = axes.get_xlim()
+            for end, form in ((low, "<"), (high, ">")):
+                if mark.low < low == end or mark.high > high == end:
+                    axes.plot([end], [y + offset], form, color=colour, ms=5, zorder=3, clip_on=False)
         inside = min(max(mark.value, low), high)
         form = MARKERS[mark.series] if inside == mark.value else "<" if mark.value < low else ">"
         axes.plot([inside], [y + offset], form, color=colour, ms=7 if row.strong else 6, zorder=3, clip_on=False,
@@ -182,31 +200,37 @@ def _draw_row(axes: Axes, row: Row, y: int, *, spread: float, zero: bool) -> Non
 def _row_text(figure: Figure, row: Row, *, y: float, wide: bool) -> None:
     """The row's name at the left edge (left-aligned: exact in any font) and its numbers at the right one."""
     room = 36 if wide else 15
-    lines = [row.label] if len(row.label) <= room else textwrap.wrap(row.label, room + 3, max_lines=2, placeholder="…")
-    figure.text(0, y, "\n".join(lines), ha="left", va="center", color=INK, fontsize=SMALL if len(lines) > 1 else FONT,
+    long = len(row.label) > room
+    lines = textwrap.wrap(row.label, room + 3, max_lines=2, placeholder="…") if long else [row.label]
+    figure.text(0, y, "\n".join(lines), ha="left", va="center", color=INK, fontsize=SMALL if long else FONT,
                 fontweight="bold" if row.strong else "normal")
     if wide and row.text:
         figure.text(1, y, row.text, ha="right", va="center", color=INK, fontweight="bold" if row.strong else "normal")
 
 
-def _limits(axes: Axes, rows: Sequence[Row], *, zero: bool, log: bool) -> None:
-    """Room for every mark; in a forest for every interval, and at least 0.01 either side of zero.
+def _scale(axes: Axes, rows: Sequence[Row], axis: Axis, *, n_ticks: int) -> None:
+    """Limits with room for every mark and line, in a forest at least 0.01 either side of zero; ticks in their units.
 
     A bare point beyond the intervals does not stretch a forest's axis: it becomes an arrow at the edge.
     """
     marks = [mark for row in rows for mark in row.marks]
-    found = [v for m in marks for v in (m.value, m.low, m.high) if v is not None and not (zero and m.low is None)]
-    if zero:
+    found = [v for m in marks for v in (m.value, m.low, m.high) if v is not None and not (axis.zero and m.low is None)]
+    if axis.zero:
         bare = [abs(m.value) for m in marks if m.value is not None and m.low is None]
         found += [-0.01, 0.01] if found else [-max([0.01, *bare]), max([0.01, *bare])]
-    if not found:
-        return
-    low, high = min(found), max(found)
-    if log:
-        axes.set_xlim(max(low, 0.5) / 1.6, high * 1.6)
+    found += axis.lines
+    if axis.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
+        axes.locator_params(axis="x", nbins=n_ticks)
+    if axis.percent:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %".replace("-", "−")))
+    if found:
+        low, high = (min(max(v, axis.within[0]), axis.within[1]) for v in (min(found), max(found)))
         room = 0.06 * (high - low or 1)
-        axes.set_xlim(low - room, high + room)
+        axes.set_xlim((max(low, 0.5) / 1.6, high * 1.6) if axis.log else (low - room, high + room))
 
 
 def _quiet(axes: Axes, *, grid: str) -> None:

@@ -6,7 +6,8 @@
 
 Reads the tables and stamps of a finished run and writes RUN/report/report.html (one file: no script, no network, light
 and dark, desktop, phone and paper) and report.md (the same numbers for a terminal or a pull request). Equal inputs give
-equal bytes. It computes no result of its own; what it shows stands in the tables named below each chapter. Both files
+equal bytes. It computes no result of its own; what it shows stands in the tables named below each chapter. At its end
+it prints the verdict, the table of groups and the page's path, also when there is nothing left to do. Both files
 contain images of patients in the cohort's train split: share them as you would share the cohort.
 """
 
@@ -21,10 +22,13 @@ import jinja2
 
 from classify.pages.accounts import cost_chapter, curves_chapter, scarcity_chapter, settings_chapter
 from classify.pages.blocks import Chapter
-from classify.pages.evidence import Evidence, limits, load_evidence, report_inputs
+from classify.pages.controls import control_chapters
+from classify.pages.evidence import Evidence, load_evidence, report_inputs
+from classify.pages.limits import limits
 from classify.pages.results import delta_chapter, fidelity_chapter, headline, metrics_chapter, verdict_chapter
 from classify.pages.samples import samples_chapter
-from cohort.config import Run, parse
+from classify.pages.summary import summary
+from cohort.config import parse
 from cohort.errors import TailfillError, run_command
 from cohort.stage import Stage, write_atomically
 
@@ -56,6 +60,7 @@ def chapters(evidence: Evidence, config: ReportConfig) -> list[Chapter]:
     return [
         verdict_chapter(evidence),
         delta_chapter(evidence),
+        *control_chapters(evidence),
         scarcity_chapter(evidence),
         samples_chapter(evidence, n_samples=config.n_samples, max_classes=config.max_classes,
                         picture_px=config.picture_px),
@@ -91,9 +96,8 @@ def escape_markdown(text: object) -> str:
     return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)
 
 
-def write_report(run: Run, config: ReportConfig, stage: Stage) -> None:
+def write_report(evidence: Evidence, config: ReportConfig, stage: Stage) -> None:
     """Make both files and the stamp; everything is read and drawn before the first byte is written."""
-    evidence = load_evidence(run)
     files = render(evidence, config)
     stage.begin()
     for name, text in files.items():
@@ -116,10 +120,12 @@ def main() -> None:
     if options.dry_run:
         sys.stdout.write(stage.describe() + "\n")
         return
-    if stage.is_complete():
+    complete, evidence = stage.is_complete(), load_evidence(run)
+    if complete:
         log.info("report: complete, nothing to do")
-        return
-    write_report(run, config, stage)
+    else:
+        write_report(evidence, config, stage)
+    sys.stdout.write(summary(evidence, stage.folder / "report.html"))
 
 
 if __name__ == "__main__":

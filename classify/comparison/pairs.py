@@ -19,6 +19,9 @@ RIVALS = {
 }
 """Arm -> the arm that it has to beat: for arms that put other images into the slots of repeated ones, those repeats."""
 
+NEW_REAL = ("oracle", "external")
+"""Arms whose slots hold real images from outside the cohort; those of the others hold real or synthetic ones."""
+
 ABOUT = {
     "real": "the real images once each: plain training",
     "oversample": "images of rare findings repeated by frequency: the textbook remedy",

@@ -149,5 +149,6 @@ def recovered_sentence(table: pd.DataFrame, *, arm: str, label: str, metric: str
     row = found.iloc[0]
     if pd.isna(row["share"]):
         return f"Recovered share of {arm}: undefined ({row['reason']})."
-    return (f"{arm} recovers {row['share']:.0%} of what new real images in its slots bring to the {label} group "
-            f"(95 % interval {row['ci_low']:.0%} to {row['ci_high']:.0%}).")
+    share, low, high = (round(100 * row[key]) for key in ("share", "ci_low", "ci_high"))
+    return (f"{arm} recovers {share} % of what new real images in its slots bring to the {label} group "
+            f"(95 % interval {low} to {high} %).")

@@ -12,24 +12,53 @@ import pandas as pd
 
 from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, number
 from classify.pages.evidence import Evidence, Made, histories
-from classify.plots import Curve, Interval, Plot, Row, arm_series, curve_plot, row_plot
+from classify.pages.limits import enriched_splits
+from classify.plots import Axis, Curve, Interval, Plot, Row, arm_series, curve_plot, row_plot
+from cohort.labels import CONTROL
 
 
 def scarcity_chapter(evidence: Evidence) -> Chapter:
     """Real counts, the budget, and what became of every image that was asked for."""
     fates = _fates(evidence)
-    groups = [f"{g.capitalize()} ({rule} of train images): {', '.join(evidence.cohort.in_group(g)) or 'no class'}."
-              for g, rule in (("tail", "under 1 %"), ("medium", "1 to 10 %"), ("head", "over 10 %"))]
     blocks: list[Any] = [_scarcity_plot(evidence, fates), _budget_table(evidence), _fate_table(evidence, fates)]
     blocks += [_threshold_table(evidence.thresholds)] if len(evidence.thresholds) else []
     blocks += [table for table in (_slot_table(evidence), *_seen_tables(evidence)) if table.rows]
     return Chapter(
         anchor="asked", title="What was scarce, and what was asked",
-        words=("Groups are fixed by the real train images.",), points=tuple(groups),
+        words=("Groups are fixed by the real train images.",), points=(*_group_points(evidence),
+                                                                       *_cohort_points(evidence)),
         blocks=tuple(blocks),
         sources=("cohort/cohort.parquet", "plan/budget.parquet", "plan/plan.parquet", "images/images.parquet",
                  "synthetic/synthetic.parquet", "synthetic/thresholds.parquet", "arms/ARM/seed_N/_stage.json"),
     )
+
+
+def _group_points(evidence: Evidence) -> list[str]:
+    """The labels of each group; negative controls where the cohort has any."""
+    rules = {"tail": "under 1 % of train images", "medium": "1 to 10 % of train images",
+             "head": "over 10 % of train images", CONTROL: "no visible sign, so nothing to gain"}
+    named = {group: ", ".join(evidence.cohort.in_group(group)) for group in rules}
+    return [f"{group.capitalize()} ({rule}): {named[group] or 'no class'}." for group, rule in rules.items()
+            if named[group] or group != CONTROL]
+
+
+def _cohort_points(evidence: Evidence) -> list[str]:
+    """What the source did to the cohort: site, enrichment, label noise."""
+    extra, found = evidence.cohort_extra, []
+    if extra.get("site"):
+        found.append(f"All real images are from site {extra['site']}.")
+    found += [f"{split.capitalize()} set enriched ×{factor:g} for {' and '.join(_scarce_groups(evidence))} labels."
+              for split, factor in enriched_splits(evidence).items()]
+    noise = extra.get("label_noise")
+    if noise:
+        rates = ", ".join(f"{label} {rate:g}" for label, rate in noise.items()) if isinstance(noise, Mapping) else noise
+        found.append(f"Labels of {' and '.join(extra.get('noisy_splits') or ['train'])} are noisy on purpose: share of "
+                     f"positives recorded as negative, with as many the other way: {rates}. Other splits are clean.")
+    return found
+
+
+def _scarce_groups(evidence: Evidence) -> list[str]:
+    return [group for group in ("tail", CONTROL) if evidence.cohort.in_group(group)]
 
 
 def _fates(evidence: Evidence) -> pd.DataFrame:
@@ -58,8 +87,8 @@ def _scarcity_plot(evidence: Evidence, fates: pd.DataFrame) -> Plot:
         marks = tuple(Interval(series=series, value=None if is_null(v) or v <= 0 else float(v))
                       for series, v in zip(names.values(), values, strict=True))
         rows.append(Row(label=f"{label} ({evidence.cohort.groups[label]})", marks=marks))
-    return row_plot(rows, title="Images per class: real, asked for, kept", xlabel="images (log scale)", names=names,
-                    log=True)
+    return row_plot(rows, title="Images per class: real, asked for, kept", names=names,
+                    axis=Axis(label="images (log scale)", log=True))
 
 
 def _budget_table(evidence: Evidence) -> Table:
@@ -114,8 +143,8 @@ def _slot_table(evidence: Evidence) -> Table:
 
 
 def _seen_tables(evidence: Evidence) -> list[Table]:
-    """How often each arm shows a tail finding in training and, where that differs, with what summed loss weight."""
-    labels = [label for label in evidence.labels if evidence.cohort.groups[label] == "tail"]
+    """How often each arm shows a scarce label in training and, where that differs, with what summed loss weight."""
+    labels = [label for label in evidence.labels if label in evidence.cohort.scarce]
     seen = {(label, arm): pd.DataFrame([made.stamp["extra"].get("tail_seen", {}).get(label) or {}
                                         for made in _arm_folders(evidence, arm)]).mean()
             for label in labels for arm in evidence.arms}
@@ -124,7 +153,7 @@ def _seen_tables(evidence: Evidence) -> list[Table]:
         return []
     slots = {key: f"{m['slots']:,.0f} ({m['synthetic']:,.0f})" for key, m in shown.items()}
     weights = {key: number(m["weight"], 1) for key, m in shown.items()}
-    tables = [_by_arm(evidence, labels, slots, "Positive slots per tail finding (of them synthetic), mean over seeds")]
+    tables = [_by_arm(evidence, labels, slots, "Positive slots per scarce label (of them synthetic), mean over seeds")]
     if any(m["weight"] != m["slots"] for m in shown.values()):
         tables.append(_by_arm(evidence, labels, weights, "Summed loss weight of these slots, mean over seeds"))
     return tables

@@ -15,7 +15,8 @@ import pandas as pd
 
 from cohort.config import Run
 from cohort.errors import TailfillError
-from cohort.pipeline import STAGES, StageEntry, is_stale, read_stamp, stage_folders
+from cohort.labels import CONTROL
+from cohort.pipeline import STAGES, StageEntry, read_stamp, stage_folders
 from cohort.stage import require, verify
 from cohort.tables import (
     Cohort,
@@ -65,6 +66,8 @@ class Evidence:
     thresholds: pd.DataFrame
     fidelity: pd.DataFrame
     comparison: pd.DataFrame
+    recovered: pd.DataFrame
+    controls: pd.DataFrame
     metrics: pd.DataFrame
     verdict: Mapping[str, Any]
     endpoint: Mapping[str, str]
@@ -79,15 +82,15 @@ class Evidence:
 
     @property
     def labels(self) -> list[str]:
-        """The labels, tail group first, the rarest first within a group."""
-        count = self.budget.set_index("label")["n_real"]
-        return sorted(self.cohort.labels, key=lambda x: (GROUPS.index(self.cohort.groups[x]), count.get(x, 0), x))
+        """The labels, tail group first and negative controls last, the rarest first within a group."""
+        count, order = self.budget.set_index("label")["n_real"], (*GROUPS, CONTROL)
+        return sorted(self.cohort.labels, key=lambda x: (order.index(self.cohort.groups[x]), count.get(x, 0), x))
 
     @property
     def rows(self) -> list[str]:
-        """The rows of every result table: groups that exist, then labels."""
-        present = set(self.comparison["label"])
-        return [name for name in (*GROUPS, *self.labels) if name in present]
+        """The rows of every result table: groups that exist, then findings; negative controls have a chapter."""
+        shown = set(self.comparison["label"]) - set(self.cohort.in_group(CONTROL))
+        return [name for name in (*GROUPS, *self.labels) if name in shown]
 
     def stamps(self, stage: str) -> list[Made]:
         """The complete folders of one stage."""
@@ -100,11 +103,15 @@ class Evidence:
         found = table[(table["arm"] == arm) & same_rival & (table["label"] == label) & (table["metric"] == metric)]
         return None if found.empty else {str(key): value for key, value in found.iloc[0].items()}
 
+    def difference(self, pair: tuple[str, str], label: str) -> Mapping[str, Any]:
+        """The row of the comparison for an (arm, rival) pair in the endpoint's metric; empty when there is none."""
+        return self.result(arm=pair[0], rival=pair[1], label=label, metric=self.endpoint["metric"]) or {}
+
     def members(self, group: str) -> tuple[list[str], list[str]]:
         """A group's labels with a value of the endpoint's metric, over which its mean runs, and the rest."""
         table, metric = self.comparison, self.endpoint["metric"]
         defined = set(table[(table["metric"] == metric) & table["rival"].isna() & table["value"].notna()]["label"])
-        labels = self.cohort.labels if group == "all" else self.cohort.in_group(group)
+        labels = [x for x in self.cohort.labels if self.cohort.groups[x] in ((group,) if group != "all" else GROUPS)]
         return [label for label in labels if label in defined], [label for label in labels if label not in defined]
 
     def support(self, label: str) -> tuple[int, int] | None:
@@ -139,6 +146,8 @@ def load_evidence(run: Run) -> Evidence:
         thresholds=optional_table(folders["filter"] / "thresholds.parquet"),
         fidelity=optional_table(folders["filter"] / "fidelity.parquet"),
         comparison=read_table(verify(folders["compare"], "compare", "comparison.parquet"), comparison_schema()),
+        recovered=optional_table(folders["compare"] / "recovered.parquet"),
+        controls=optional_table(folders["compare"] / "controls.parquet"),
         metrics=optional_table(folders["compare"] / "metrics.parquet"),
         verdict=verdict, endpoint=endpoint, endpoint_hash=endpoint_hash, made=_all_stages(run),
     )
@@ -153,83 +162,6 @@ def histories(evidence: Evidence, stage: str) -> list[tuple[Made, pd.DataFrame]]
     """The training history of each folder of a stage that has one."""
     found = [(made, optional_table(made.folder / "history.parquet")) for made in evidence.stamps(stage)]
     return [(made, table) for made, table in found if "step" in table and len(table)]
-
-
-def limits(evidence: Evidence) -> list[str]:
-    """What this run cannot say, derived from what it holds."""
-    found = [*_limits_of_support(evidence), *_limits_of_slots(evidence), *_limits_of_design(evidence),
-             *_limits_of_provenance(evidence)]
-    stale = [made.folder.relative_to(evidence.run.folder).as_posix() for made in evidence.made
-             if made.folder.is_relative_to(evidence.run.folder) and is_stale(dict(made.stamp))]
-    if stale:
-        found.append(f"An input has changed since these folders were made, so they may not belong together: "
-                     f"{', '.join(stale[:8])}{' …' if len(stale) > 8 else ''}.")
-    return found
-
-
-def _limits_of_support(evidence: Evidence) -> list[str]:
-    few = [(label, evidence.support(label)) for label in evidence.labels]
-    named = [f"{label} ({s[0]} images of {s[1]} patients)" for label, s in few if s is not None and s[1] < 10]
-    if not named:
-        return []
-    return ["With fewer than 10 positive test patients no interval is given for a class: " + ", ".join(named) +
-            ". A number shown for such a class describes these few patients and no others."]
-
-
-def _limits_of_design(evidence: Evidence) -> list[str]:
-    found = ["All arms share one fine-tuned generator, one filter and, where train.init_seed is set, one classifier to "
-             "start from, so the intervals are conditional on them: another training of these could give another "
-             "answer, and that spread is not in the intervals."]
-    if "oracle" not in evidence.arms:
-        found.append("There is no oracle arm (new real images in the same slots), so the sensitivity of the experiment "
-                     "is unknown: a result without gain does not show that better images would not have helped.")
-    seeds = int(evidence.comparison["n_seeds"].min())
-    if seeds < 5:
-        found.append(f"{seeds} seeds per arm are too few for a claim (5 are wanted); the spread between trainings is "
-                     "itself uncertain.")
-    if evidence.cohort_extra.get("patient_ids") == "image":
-        found.append("The source names no patients: each image counts as its own patient, so splits may share patients "
-                     "and the intervals are too narrow.")
-    found.append("Labels are taken as the source gives them; their errors are in every number, and nothing here has "
-                 "been read by a radiologist. One test set of one source: no statement about other hospitals.")
-    return found
-
-
-def _limits_of_slots(evidence: Evidence) -> list[str]:
-    """Slots that were meant for synthetic images and hold duplicates, since too few were kept."""
-    found = []
-    for arm in evidence.arms:
-        counts = [made.stamp["counts"] for made in evidence.stamps("arm") if made.arm == arm]
-        empty, held = (sum(int(c.get(key, 0)) for c in counts for key in keys)
-                       for keys in (("unfilled",), ("synthetic", "synthetic_negative")))
-        if empty:
-            found.append(f"Too few images were kept for arm {arm}: over its seeds {empty:,} slots meant for synthetic "
-                         f"images hold duplicates instead, {held:,} hold synthetic ones." +
-                         (" It has therefore nothing to say about synthetic images." if not held else ""))
-    return found
-
-
-def _limits_of_provenance(evidence: Evidence) -> list[str]:
-    unknown = sorted({made.entry.name for made in evidence.made if _says_unknown(made.stamp.get("extra", {}))})
-    found = []
-    if unknown:
-        found.append("Weights of unknown provenance were used in " + ", ".join(unknown) + ": they may have been "
-                     "trained on images of the test patients.")
-    commits = {str(made.stamp.get("git_commit")) for made in evidence.made}
-    if len(commits) > 1 or any(commit.endswith("-dirty") for commit in commits):
-        found.append("The stages were not all made by one committed version of the code: the table of hashes names "
-                     "each stage's commit, and -dirty marks uncommitted changes.")
-    if any("imagenet" in str(made.stamp.get("extra", {})).lower() for made in evidence.stamps("filter")):
-        found.append("Fidelity is measured by an encoder trained on photographs: it ranks sets of images, and does not "
-                     "tell whether a finding is drawn correctly.")
-    return found
-
-
-def _says_unknown(tree: Any) -> bool:
-    """Whether ``provenance: unknown`` stands anywhere in a stamp's extra."""
-    if isinstance(tree, Mapping):
-        return any((key == "provenance" and value == "unknown") or _says_unknown(value) for key, value in tree.items())
-    return isinstance(tree, list) and any(_says_unknown(value) for value in tree)
 
 
 def _endpoint(run: Run, verdict: Mapping[str, Any]) -> tuple[dict[str, str], str | None]:

@@ -5,21 +5,22 @@ from typing import Any
 
 import pandas as pd
 
+from classify.comparison.pairs import slot_rivals
+from classify.pages.arms import (
+    arm_forest,
+    arm_table,
+    difference_mark,
+    difference_text,
+    recovered_plots,
+    recovered_tables,
+    row_name,
+)
 from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, number, signed
 from classify.pages.evidence import GROUPS, Evidence
-from classify.plots import Interval, Plot, Row, arm_series, row_plot
+from classify.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 
 FIDELITY_SETS = {"kept": 3, "made": 1, "real floor": 0}
 """Set of images -> series of its mark."""
-
-
-def row_name(evidence: Evidence, name: str) -> str:
-    """A label as itself; a group with the number of classes that its mean runs over: ``Tail, mean of 2 (of 3)``."""
-    if name not in GROUPS:
-        return name
-    defined, undefined = evidence.members(name)
-    of_all = f" (of\u00a0{len(defined) + len(undefined)})" if undefined else ""
-    return f"{name.capitalize()}, mean\u00a0of\u00a0{len(defined)}{of_all}"
 
 
 def group_of(evidence: Evidence, name: str) -> str:
@@ -37,9 +38,13 @@ def verdict_chapter(evidence: Evidence) -> Chapter:
     """The verdict in words; the number of its endpoint stands in ``headline``."""
     sentences = evidence.verdict.get("sentences", [])
     words = [sentences] if isinstance(sentences, str) else list(sentences)
-    return Chapter(anchor="verdict", title="The verdict", words=tuple(map(str, words[:1])),
-                   points=tuple(map(str, words[1:])),
-                   sources=("comparison/_stage.json", "comparison/comparison.parquet", "endpoint.json"))
+    recovered = evidence.verdict.get("recovered")
+    shown = [str(sentence).replace(" %", "\u00a0%") for sentence in (*words[:1], recovered, *words[1:]) if sentence]
+    n_words = len(words[:1]) + bool(recovered)
+    return Chapter(anchor="verdict", title="The verdict", blocks=recovered_plots(evidence),
+                   words=tuple(shown[:n_words]), points=tuple(shown[n_words:]),
+                   sources=("comparison/_stage.json", "comparison/comparison.parquet", "endpoint.json",
+                            *(["comparison/recovered.parquet"] if recovered else [])))
 
 
 def headline(evidence: Evidence) -> dict[str, str]:
@@ -64,52 +69,38 @@ def headline(evidence: Evidence) -> dict[str, str]:
 
 
 def delta_chapter(evidence: Evidence) -> Chapter:
-    """Forest plots and tables of the differences between arms, per group and class."""
+    """Per class, the endpoint's pair; per arm, its difference to its own rival; and the tables behind both."""
     end = evidence.endpoint
-    others = [arm for arm in evidence.arms if arm != "real" and evidence.result(
-        arm=arm, rival="real", label=end["group"], metric=end["metric"]) is not None]
-    main = f"{end['arm'].capitalize()} against {end['rival']}"
-    plots = [_forest(evidence, [(end["arm"], end["rival"])], title=f"{main}, difference in {end['metric']}",
-                     ends=(f"{end['rival']} better", f"{end['arm']} better"))]
-    tables = [_means_table(evidence, end["metric"]),
-              _delta_table(evidence, end["metric"], [(end["arm"], end["rival"])], title=f"{main}: the differences")]
-    if others:
-        pairs = [(arm, "real") for arm in others]
-        plots.append(_forest(evidence, pairs, title=f"Every arm against real, difference in {end['metric']}",
-                             ends=("real better", "arm better")))
-        tables.append(_delta_table(evidence, end["metric"], pairs, title="Every arm against real: the differences"))
+    pair, main = (end["arm"], end["rival"]), f"{end['arm'].capitalize()} against {end['rival']}"
+    blocks = [_class_forest(evidence, title=f"{main}, difference in {end['metric']}"), arm_forest(evidence),
+              arm_table(evidence), _means_table(evidence, end["metric"]),
+              _delta_table(evidence, end["metric"], [pair], title=f"{main}: the differences")]
+    for title, pairs in (("Every arm against real", [(arm, "real") for arm in evidence.arms if arm != "real"]),
+                         ("Every arm against its rival", [*slot_rivals(evidence.arms).items()])):
+        compared = [one for one in pairs if evidence.difference(one, end["group"])]
+        if compared and compared != [pair]:
+            blocks.append(_delta_table(evidence, end["metric"], compared, title=f"{title}: the differences"))
+    blocks += recovered_tables(evidence)
     return Chapter(
         anchor="deltas", title="What each class gained or lost",
         words=("Each mark is the difference between two arms, averaged over seeds, with its 95 % interval over "
                "patients and seeds together. A hollow mark has no interval, and an arrow lies beyond the axis: "
                "the table has the number and the reason.",),
-        blocks=(*plots, *tables), sources=("comparison/comparison.parquet",),
+        blocks=tuple(blocks),
+        sources=("comparison/comparison.parquet",
+                 *([] if evidence.recovered.empty else ["comparison/recovered.parquet"])),
     )
 
 
-def _forest(evidence: Evidence, pairs: Sequence[tuple[str, str]], *, title: str, ends: tuple[str, str]) -> Plot:
-    rows = []
-    for name in evidence.rows:
-        metric = evidence.endpoint["metric"]
-        found = [evidence.result(arm=arm, rival=rival, label=name, metric=metric) or {} for arm, rival in pairs]
-        marks = tuple(_mark(row, arm_series(a, evidence.arms)) for row, (a, _) in zip(found, pairs, strict=True))
-        text = _delta_text(found[0]) if len(pairs) == 1 else ""
-        rows.append(Row(label=row_name(evidence, name), marks=marks, strong=name in GROUPS, text=text))
-    return row_plot(rows, title=title, xlabel=f"difference in {evidence.endpoint['metric']}", zero=True, ends=ends,
-                    names={a: arm_series(a, evidence.arms) for a, _ in pairs})
-
-
-def _mark(row: Mapping[str, Any], series: int) -> Interval:
-    value, low, high = (None if is_null(row.get(k)) else float(row[k]) for k in ("delta", "ci_low", "ci_high"))
-    return Interval(series=series, value=value, low=low, high=high)
-
-
-def _delta_text(row: Mapping[str, Any]) -> str:
-    if is_null(row.get("delta")):
-        return "undefined"
-    if is_null(row.get("ci_low")):
-        return f"{signed(row['delta'])}  no interval"
-    return f"{signed(row['delta'])}  ({signed(row['ci_low'])} to {signed(row['ci_high'])})"
+def _class_forest(evidence: Evidence, *, title: str) -> Plot:
+    """The endpoint's pair, a row per group and class."""
+    arm, rival, metric = (evidence.endpoint[key] for key in ("arm", "rival", "metric"))
+    series = arm_series(arm, evidence.arms)
+    found = [(name, evidence.difference((arm, rival), name)) for name in evidence.rows]
+    rows = [Row(label=row_name(evidence, name), marks=(difference_mark(row, series),), strong=name in GROUPS,
+                text=difference_text(row)) for name, row in found]
+    axis = Axis(label=f"difference in {metric}", zero=True, ends=(f"{rival} better", f"{arm} better"))
+    return row_plot(rows, title=title, names={arm: series}, axis=axis)
 
 
 def _means_table(evidence: Evidence, metric: str) -> Table:
@@ -203,7 +194,8 @@ def _fidelity_plot(table: pd.DataFrame, metric: str) -> Plot | None:
                 v, s = float(r["value"]), 0.0 if is_null(r.get("spread")) else float(r["spread"])
                 marks.append(Interval(series=names[r["set"]], value=v, low=v - s, high=v + s))
         rows += [Row(label=str(name), marks=tuple(marks), strong=name == "all")] if marks else []
-    return row_plot(rows, title=f"{metric} to real training images", xlabel=metric, names=names) if rows else None
+    title = f"{metric} to real training images"
+    return row_plot(rows, title=title, names=names, axis=Axis(label=metric)) if rows else None
 
 
 def metrics_chapter(evidence: Evidence) -> Chapter:

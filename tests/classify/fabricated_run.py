@@ -1,6 +1,7 @@
 """A small complete run folder, every table written through its schema and every stage with its stamp, in a second."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from classify.comparison.controls import COLUMNS, control_sentence
+from classify.comparison.pairs import ABOUT, default_pairs, slot_rivals
+from classify.comparison.recovered import recovered_sentence
 from cohort.config import Run
 from cohort.stage import Stage
 from cohort.tables import (
@@ -23,20 +27,29 @@ from cohort.tables import (
 HOSTILE = "<script>alert('x')</script> $\\frac{|"
 LABELS = {"Hernia": "tail", HOSTILE: "tail", "Pneumonia": "tail", "Nodule": "medium", "Effusion": "head"}
 ARMS = ("real", "oversample", "duplicate", "synthetic")
-SUPPORT = {"Hernia": (5, 4), HOSTILE: (9, 7), "Pneumonia": (30, 26), "Nodule": (160, 120), "Effusion": (420, 260)}
+ALL_ARMS = tuple(ABOUT)
+CONTROLLED = {"Hernia": "tail", "Pneumoperitoneum": "tail", "Nodule": "medium", "Effusion": "head",
+              "Infarction": "control", "Pulmonary Embolism": "control"}
+SUPPORT = {"Hernia": (5, 4), HOSTILE: (9, 7), "Pneumonia": (30, 26), "Nodule": (160, 120), "Effusion": (420, 260),
+           "Pneumoperitoneum": (40, 31), "Infarction": (28, 21), "Pulmonary Embolism": (30, 24)}
 GROUP_SUPPORT = {"tail": (44, 36), "medium": (160, 120), "head": (420, 260), "all": (600, 340)}
+GAINS = {"oracle": 0.09, "synthetic": 0.05, "external": 0.07, "unfiltered": 0.02, "synthetic-then-real": 0.055}
 TOO_FEW = "fewer than 10 positive patients"
 
 
-def build_run(folder: Path, *, seed: int = 0, labels: dict[str, str] = LABELS) -> Run:
-    """A small complete run folder, every table through its schema, every stage with its stamp."""
-    rng, run = np.random.default_rng(seed), Run(run=str(folder), seed=3)
-    build_cohort(folder, labels, rng)
+def build_run(folder: Path, *, seed: int = 0, labels: dict[str, str] = LABELS, arms: Sequence[str] = ARMS,
+              about: dict[str, Any] | None = None) -> Run:
+    """A small complete run folder, every table through its schema, every stage with its stamp.
+
+    ``about``: what the source says of the cohort, for its stamp.
+    """
+    rng, run = np.random.default_rng(seed), Run(run=str(folder), seed=3, arms=tuple(arms))
+    build_cohort(folder, labels, rng, about or {})
     build_plan(folder, labels, rng)
     build_training(folder, rng)
     build_synthetic(folder, labels, rng)
-    build_arms(folder, labels, rng)
-    build_comparison(folder, labels, rng)
+    build_arms(folder, labels, rng, arms)
+    build_comparison(folder, labels, rng, arms)
     endpoint = {"metric": "AP", "group": "tail", "arm": "synthetic", "rival": "duplicate", "weights": "ema"}
     (folder / "endpoint.json").write_text(json.dumps({"endpoint": endpoint, "sha256": "ab" * 32}))
     return run
@@ -55,7 +68,7 @@ def people(n: int, labels: dict[str, str], rng: np.random.Generator) -> dict[str
             "sex": rng.choice(["M", "F"], n), **{label: rng.integers(0, 2, n) for label in labels}}
 
 
-def build_cohort(folder: Path, labels: dict[str, str], rng: np.random.Generator) -> None:
+def build_cohort(folder: Path, labels: dict[str, str], rng: np.random.Generator, about: dict[str, Any]) -> None:
     n = 24
     frame = pd.DataFrame({"image_id": [f"r{i:03}" for i in range(n)], "root": "all", "study_id": None,
                           "path": [f"r{i:03}.png" for i in range(n)], "patient_id": [f"p{i}" for i in range(n)],
@@ -68,7 +81,7 @@ def build_cohort(folder: Path, labels: dict[str, str], rng: np.random.Generator)
     write_table(frame, stage.folder / "cohort.parquet", cohort_schema(list(labels)))
     stage.finish(outputs=["cohort.parquet"], counts={"images": n}, extra={
         "labels": list(labels), "groups": labels, "roots": {"all": str(folder / "pictures")}, "salt": "s",
-        "patient_ids": "image", "source": "Toy & Co", "label_space": "toy"})
+        "patient_ids": "image", "source": "Toy & Co", "label_space": "toy", **about})
 
 
 def build_plan(folder: Path, labels: dict[str, str], rng: np.random.Generator) -> None:
@@ -149,9 +162,9 @@ def fidelity(rng: np.random.Generator) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def build_arms(folder: Path, labels: dict[str, str], rng: np.random.Generator) -> None:
+def build_arms(folder: Path, labels: dict[str, str], rng: np.random.Generator, arms: Sequence[str]) -> None:
     tail = [label for label, group in labels.items() if group == "tail"]
-    for arm, seed in [(arm, seed) for arm in ARMS for seed in range(3)] + [("real", 1000)]:
+    for arm, seed in [(arm, seed) for arm in arms for seed in range(3)] + [("real", 1000)]:
         if seed < 1000:
             stage = Stage("arm", folder / "arms" / arm / f"seed_{seed}", config={"arm": arm, "seed": seed}, inputs={})
             stage.begin()
@@ -167,33 +180,67 @@ def build_arms(folder: Path, labels: dict[str, str], rng: np.random.Generator) -
         stage.finish(outputs=["history.parquet"], counts={"steps": 300}, seconds=240)
 
 
-def build_comparison(folder: Path, labels: dict[str, str], rng: np.random.Generator) -> None:
-    rows: list[dict[str, Any]] = []
+def build_comparison(folder: Path, labels: dict[str, str], rng: np.random.Generator, arms: Sequence[str]) -> None:
+    pairs = [(arm, None) for arm in arms] + default_pairs(arms, arm="synthetic", rival="duplicate")
     supports = {**GROUP_SUPPORT, **{label: SUPPORT.get(label, (9, 7)) for label in labels}}
-    pairs = [(arm, None) for arm in ARMS] + [(arm, "real") for arm in ARMS[1:]] + [("synthetic", "duplicate")]
-    for label, (images, patients) in supports.items():
-        level, width = {"tail": 0.08, "head": 0.45}.get(labels.get(label, label), 0.25), 0.7 / patients
-        for arm, rival in pairs:
-            delta, bare = rng.normal(0, width), label in labels and patients < 10
-            undefined = label == HOSTILE and rival is not None
-            rows.append({
-                "arm": arm, "rival": rival, "label": label, "metric": "AP", "n_seeds": 3, "n_positive_images": images,
-                "n_positive_patients": patients, "value": level + delta, "rival_value": level if rival else None,
-                "delta": delta if rival and not undefined else None, "p": 0.4 if rival and not bare else None,
-                "ci_low": delta - 2 * width if rival and not bare else None,
-                "ci_high": delta + 2 * width if rival and not bare else None,
-                "reason": None if rival is None or not bare else TOO_FEW})
+    supports |= {"control": (58, 45)} if "control" in labels.values() else {}
+    frame = pd.DataFrame([difference(arm, rival, label, labels, supports[label], rng)
+                          for label in supports for arm, rival in pairs])
     metrics = pd.DataFrame([
         {"arm": arm, "seed": seed, "weights": weights, "split": split, "label": label, "metric": metric,
          "value": None if label == "Hernia" and metric == "F1" else rng.random(), "n_positive_images": images,
          "n_positive_patients": patients, "reason": "1 validation positive" if label == "Hernia" else None}
-        for arm in ARMS for seed in range(3) for weights in ("raw", "ema") for split in ("val", "test")
+        for arm in arms for seed in range(3) for weights in ("raw", "ema") for split in ("val", "test")
         for label, (images, patients) in supports.items() for metric in ("AP", "AUROC", "F1", "ECE")])
-    stage = Stage("compare", folder / "comparison", config={"n_draws": 100}, inputs={"cohort": folder / "cohort"})
-    stage.begin()
-    write_table(pd.DataFrame(rows), stage.folder / "comparison.parquet", comparison_schema())
-    write_table(metrics, stage.folder / "metrics.parquet")
-    stage.finish(outputs=["comparison.parquet", "metrics.parquet"], counts={"rows": len(rows)}, extra={"verdict": {
+    tables = {"metrics.parquet": metrics}
+    verdict: dict[str, Any] = {
         "verdict": "cannot say (too few positives)",
         "sentences": ["Whether synthetic helps the tail group: cannot say.", f"Hernia has 4, {HOSTILE} has 7."],
-        "endpoint": {"metric": "AP", "group": "tail", "arm": "synthetic", "rival": "duplicate", "weights": "ema"}}})
+        "endpoint": {"metric": "AP", "group": "tail", "arm": "synthetic", "rival": "duplicate", "weights": "ema"}}
+    if "oracle" in arms:
+        tables["recovered.parquet"] = recovered(slot_rivals(arms), list(supports))
+        verdict["recovered"] = recovered_sentence(tables["recovered.parquet"], arm="synthetic", label="tail",
+                                                  metric="AP")
+    if "control" in labels.values():
+        rivals = slot_rivals(arms).items()
+        tables["controls.parquet"] = pd.concat([frame[(frame["arm"] == arm) & (frame["rival"] == rival)
+                                                & frame["label"].map(labels).eq("control")] for arm, rival in rivals])
+        tables["controls.parquet"] = tables["controls.parquet"].assign(p=0.8, significant=False)[list(COLUMNS)]
+        verdict["controls"] = control_sentence(tables["controls.parquet"])
+    stage = Stage("compare", folder / "comparison", config={"n_draws": 100}, inputs={"cohort": folder / "cohort"})
+    stage.begin()
+    write_table(frame, stage.folder / "comparison.parquet", comparison_schema())
+    for name, table in tables.items():
+        write_table(table, stage.folder / name)
+    stage.finish(outputs=["comparison.parquet", *tables], counts={"rows": len(frame)}, extra={"verdict": verdict})
+
+
+def difference(arm: str, rival: str | None, label: str, labels: dict[str, str], support: tuple[int, int],
+               rng: np.random.Generator) -> dict[str, Any]:
+    """One row of the comparison: undefined for HOSTILE, without interval under 10 positive patients."""
+    images, patients = support
+    level, width = {"tail": 0.08, "head": 0.45}.get(labels.get(label, label), 0.25), 0.7 / patients
+    scarce = label == "tail" or labels.get(label) == "tail"
+    delta, bare = rng.normal(GAINS.get(arm, 0) * scarce * (rival is not None), width), label in labels and patients < 10
+    undefined = label == HOSTILE and rival is not None
+    return {
+        "arm": arm, "rival": rival, "label": label, "metric": "AP", "n_seeds": 3, "n_positive_images": images,
+        "n_positive_patients": patients, "value": level + delta, "rival_value": level if rival else None,
+        "delta": delta if rival and not undefined else None, "p": 0.4 if rival and not bare else None,
+        "ci_low": delta - 2 * width if rival and not bare else None,
+        "ci_high": delta + 2 * width if rival and not bare else None,
+        "reason": None if rival is None or not bare else TOO_FEW}
+
+
+def recovered(rivals: dict[str, str], names: list[str]) -> pd.DataFrame:
+    """Shares with intervals for the tail and for all, null elsewhere; one interval reaches beyond the figure."""
+    shares = {arm: GAINS.get(arm, 0.0) / GAINS["oracle"] for arm in rivals if arm != "oracle"}
+    rows = []
+    for arm, share in shares.items():
+        for label in names:
+            known, width = label in ("tail", "all"), 2.5 if arm == "permuted" else 0.4
+            rows.append({"arm": arm, "rival": rivals[arm], "oracle": "oracle", "label": label, "metric": "AP",
+                         "share": share if known else None, "ci_low": share - width if known else None,
+                         "ci_high": share + 1.2 * width if known else None, "kind": "interval" if known else None,
+                         "reason": None if known else "the oracle's gain over duplicate may be 0"})
+    return pd.DataFrame(rows)

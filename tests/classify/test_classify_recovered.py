@@ -113,7 +113,7 @@ def test_coverage_is_near_nominal(share):
 def test_a_row_in_words():
     row = {"arm": "synthetic", "label": "tail", "metric": "AP", "share": 0.63, "ci_low": 0.2, "ci_high": 1.1,
            "reason": None}
-    assert "recovers 63%" in recovered_sentence(pd.DataFrame([row]), arm="synthetic", label="tail", metric="AP")
+    assert "recovers 63 %" in recovered_sentence(pd.DataFrame([row]), arm="synthetic", label="tail", metric="AP")
     null = pd.DataFrame([row | {"share": None, "reason": "the oracle's gain over duplicate may be 0"}])
     assert "undefined (the oracle's gain" in recovered_sentence(null, arm="synthetic", label="tail", metric="AP")
     assert "No recovered share" in recovered_sentence(null, arm="duplicate", label="tail", metric="AP")

@@ -15,9 +15,11 @@ from fabricated_run import TOO_FEW, build_run
 import cohort.stage
 from classify import report
 from classify.pages.accounts import scarcity_chapter
+from classify.pages.arms import row_name
 from classify.pages.blocks import signed
-from classify.pages.evidence import limits, load_evidence
-from classify.pages.results import headline, row_name
+from classify.pages.evidence import load_evidence
+from classify.pages.limits import limits
+from classify.pages.results import headline
 from classify.report import ReportConfig, render
 from classify.sheets import contact_sheet
 from cohort.config import Run
