@@ -9,8 +9,8 @@ frequency. Latents share a few causes (being acutely ill, heart failure, air lea
 scars), so single frequencies stay exact whatever the company. The loadings are chosen, not fitted: among images with a
 tail finding pneumothorax, emphysema and mass come out about 3.0, 2.4 and 2.2 times as frequent as overall, as there.
 
-Three labels are derived and have no frequency of their own: ``Normal`` (no visible sign), ``Lung Opacity`` and
-``Fracture`` (any of their parts). Lobar and Round(ed) Atelectasis do not imply Atelectasis, and Hydropneumothorax
+One label is derived and has no frequency of its own: ``Normal`` (no visible sign). CXR-LT's parents ``Lung Opacity``
+and ``Fracture`` are left out, for a finding that is taken away would leave its parent behind. Lobar and Round(ed) Atelectasis do not imply Atelectasis, and Hydropneumothorax
 implies neither Pneumothorax nor Pleural Effusion: in CXR-LT too they are labels of their own. Controls leave no sign.
 
 Not promised: triples, or what depends on sex. Images that show nothing are more frequent than CXR-LT's 13 %, since
@@ -73,19 +73,13 @@ FINDINGS: dict[str, Finding] = {
 CONTROLS: dict[str, float] = {"Pulmonary Embolism": 0.630, "Infarction": 0.281}
 """Labels that leave no sign, with CXR-LT's percent: a coin flip per patient, so any gain on them is an artefact."""
 
-PARTS: dict[str, tuple[str, ...]] = {
-    "Lung Opacity": ("Consolidation", "Edema", "Atelectasis", "Lobar Atelectasis", "Round(ed) Atelectasis", "Mass",
-                     "Nodule", "Fibrosis"),
-    "Fracture": ("Rib Fracture", "Clavicle Fracture"),
-}
-"""Derived labels that are positive where any of their parts is."""
 NORMAL = "Normal"
 """The derived label that is positive where no sign is visible; controls do not unset it."""
 
 VIEW_AP = Finding(percent=50.0, lasts=0.5, causes={"acute": 0.7})
 """The view follows the same model: the acutely ill, who have the support devices, are imaged in bed."""
 
-LABELS: tuple[str, ...] = (NORMAL, *PARTS, *FINDINGS, *CONTROLS)
+LABELS: tuple[str, ...] = (NORMAL, *FINDINGS, *CONTROLS)
 """Every label of the phantom, in the order of its columns."""
 CORE: tuple[str, ...] = (
     NORMAL, "Support Devices", "Cardiomegaly", "Pleural Effusion", "Edema", "Pneumothorax", "Subcutaneous Emphysema",
@@ -101,12 +95,12 @@ def base_prevalence(label: str) -> float:
 
 
 def nominal_group(label: str) -> str:
-    """``head``, ``medium``, ``tail`` or ``control`` by CXR-LT's frequency; a derived label counts as its parts do."""
+    """``head``, ``medium``, ``tail`` or ``control`` by CXR-LT's frequency."""
     if label in CONTROLS:
         return CONTROL
     if label == NORMAL:
         return "head"
-    return group_of(sum(FINDINGS[part].percent for part in PARTS.get(label, (label,))) / 100)
+    return group_of(FINDINGS[label].percent / 100)
 
 
 def loadings(findings: Sequence[Finding]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,7 +112,5 @@ def loadings(findings: Sequence[Finding]) -> tuple[np.ndarray, np.ndarray]:
 def derive(present: dict[str, np.ndarray], labels: Sequence[str]) -> np.ndarray:
     """bool (..., labels), in order; ``present`` maps each drawn sign and control to bool (...)."""
     signs = [values for label, values in present.items() if label in FINDINGS]
-    made = {name: np.any([present[part] for part in parts if part in present], axis=0)
-            for name, parts in PARTS.items() if name in labels}
-    known = present | made | {NORMAL: ~np.any(signs, axis=0)}
+    known = present | {NORMAL: ~np.any(signs, axis=0)}
     return np.stack([known[label] for label in labels], axis=-1)
