@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+Point = Sequence[float] | Vector
 Map = NDArray[np.float32]
 
 
@@ -168,7 +169,7 @@ def rotation(*, about_x: float = 0.0, about_y: float = 0.0, about_z: float = 0.0
     return turned
 
 
-def ellipsoid(center: Sequence[float], radii: Sequence[float], turned: Vector | None = None) -> Quadric:
+def ellipsoid(center: Point, radii: Point, turned: Vector | None = None) -> Quadric:
     """An ellipsoid with half axes ``radii`` (cm, above 0), turned about its centre."""
     c, r = np.asarray(center, dtype=np.float64), np.asarray(radii, dtype=np.float64)
     axes = np.eye(3) if turned is None else turned
@@ -176,7 +177,7 @@ def ellipsoid(center: Sequence[float], radii: Sequence[float], turned: Vector | 
     return Quadric(center=c, matrix=axes.T / r[:, None], box=(c - reach, c + reach))
 
 
-def tube(start: Sequence[float], end: Sequence[float], radius: float) -> tuple[Solid, ...]:
+def tube(start: Point, end: Point, radius: float) -> tuple[Solid, ...]:
     """A straight round tube between two points, as two solids to intersect; cut at right angles to its axis."""
     a, b = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
     axis = (b - a) / np.sqrt((b - a) @ (b - a))

@@ -28,8 +28,8 @@ class CaseMix:
 
 
 SITES: dict[str, Site] = {
-    "A": Site(name="A", photons=40_000, scatter=0.35, blur_mm=0.8, contrast=1.0, brightness=0.0, zoom=1.0),
-    "B": Site(name="B", photons=15_000, scatter=0.55, blur_mm=1.3, contrast=0.85, brightness=0.04, zoom=1.06),
+    "A": Site(name="A", photons=250_000, scatter=0.35, blur_mm=0.8, contrast=1.0, brightness=0.0, zoom=1.0),
+    "B": Site(name="B", photons=90_000, scatter=0.55, blur_mm=1.3, contrast=0.85, brightness=0.04, zoom=1.06),
 }
 """The machines, by the hospital's name."""
 

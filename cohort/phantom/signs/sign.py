@@ -14,7 +14,10 @@ Draw = Callable[[Chest, float, np.random.Generator], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Sign:
-    """How a finding shows; both functions take severity (0 barely visible, 1 gross) and the finding's own generator."""
+    """How a finding shows; both functions take severity (0 barely visible, 1 gross) and the finding's own generator.
+
+    Both get it in the same state: what they draw first from it, such as the side, is the same.
+    """
 
     shape: Shape | None = None
     """Changes the build before the chest is drawn."""
