@@ -116,7 +116,9 @@ def write_arm(run: Run, config: ArmConfig, *, arm: str, seed: int) -> None:
 
 def main() -> None:
     """One arm, one seed."""
-    options = parse("arm", ArmConfig, doc=__doc__, extra={"arm": (str, ...), "arm-seed": (int, ...)})
+    names = "\n".join(f"    {arm}" for arm in ARMS)
+    options = parse("arm", ArmConfig, doc=f"{__doc__}\nArms::\n\n{names}\n",
+                    extra={"arm": (str, ...), "arm-seed": (int, ...)})
     run, config, arm, seed = options.run, options.section, options.extra["arm"], options.extra["arm-seed"]
     if not options.dry_run:
         write_arm(run, config, arm=arm, seed=seed)

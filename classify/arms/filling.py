@@ -38,6 +38,7 @@ def fill_slots(slots: pd.DataFrame, kept: pd.DataFrame, config: ArmConfig) -> pd
     into any slot of its label. Slots are visited in order, which visits sources evenly. No image is used twice.
     """
     filled = slots.copy()
+    taken: list[tuple[int, str, str]] = []
     for charged, group in slots.dropna(subset="charged_to").groupby("charged_to"):
         pool: dict[str, list[tuple[str, str]]] = {}
         own = kept[kept["charged_to"] == charged].sort_values("sample_id")
@@ -45,16 +46,19 @@ def fill_slots(slots: pd.DataFrame, kept: pd.DataFrame, config: ArmConfig) -> pd
                                          strict=True):
             pool.setdefault(source, []).append((image, sample))
         left, waiting = round(config.synthetic_share * len(group)), []
-        kind = "synthetic_negative" if charged == NEGATIVE else "synthetic"
         for row, source in zip(group.index, group["source"], strict=True):
             stock = pool.get(source) or pool.get("")
             if left and stock:
-                filled.loc[row, ["image_id", "sample_id"]] = stock.pop(0)
-                filled.loc[row, ["kind", "loss_weight"]] = kind, config.synthetic_loss_weight
+                taken.append((row, *stock.pop(0)))
                 left -= 1
             else:
                 waiting.append(row)
         filled.loc[waiting[:left], "unfilled"] = True
+    rows = [row for row, *_ in taken]
+    filled.loc[rows, "image_id"] = [image for _, image, _ in taken]
+    filled.loc[rows, "sample_id"] = [sample for *_, sample in taken]
+    filled.loc[rows, "loss_weight"] = config.synthetic_loss_weight
+    filled.loc[rows, "kind"] = np.where(slots.loc[rows, "charged_to"] == NEGATIVE, "synthetic_negative", "synthetic")
     return filled
 
 

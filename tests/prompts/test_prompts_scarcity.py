@@ -82,6 +82,8 @@ def test_contradictory_totals_are_errors() -> None:
 def test_scarce_by_group_by_name_and_by_explicit_number() -> None:
     assert find_scarce(["tail"], labels=LABELS, groups=GROUPS, per_class={}) == ["Hernia", "Edema"]
     assert find_scarce(["Edema"], labels=LABELS, groups=GROUPS, per_class={"Mass": 3}) == ["Mass", "Edema"]
+    control = GROUPS | {"Mass": "control"}
+    assert find_scarce(["tail", "control"], labels=LABELS, groups=control, per_class={}) == ["Mass", "Hernia", "Edema"]
     with pytest.raises(TailfillError, match=r"plan.scarce: unknown name 'Hernai'; did you mean 'Hernia'"):
         find_scarce(["Hernai"], labels=LABELS, groups=GROUPS, per_class={})
     with pytest.raises(TailfillError, match=r"plan.per_class: unknown name 'tail'"):
