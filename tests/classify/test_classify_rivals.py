@@ -182,8 +182,8 @@ def test_permuted_changes_the_labels_of_synthetic_slots_only_and_keeps_their_mul
 def test_with_nothing_kept_synthetic_is_duplicate_and_says_so(run, cohort):
     made = frame_of(run, cohort, "filter").assign(keep=False)
     slots, repeats = (
-        ARMS[arm].build(Draw(cohort=cohort, config=CONFIG, rng=np.random.default_rng(0), frames={"filter": made}, seed=0,
-                             n_seeds=1)) for arm in ("synthetic", "duplicate"))
+        ARMS[arm].build(Draw(cohort=cohort, config=CONFIG, rng=np.random.default_rng(0), frames={"filter": made},
+                             seed=0, n_seeds=1)) for arm in ("synthetic", "duplicate"))
     pd.testing.assert_frame_equal(slots.drop(columns="unfilled"), repeats.drop(columns="unfilled"))
     assert slots["unfilled"].sum() == round(10 / 2) + round((slots["kind"] == NEGATIVE).sum() / 2)
 
