@@ -12,7 +12,7 @@ from cohort.phantom.signs.forms import moved
 from cohort.phantom.signs.sign import Sign
 
 STREAKS, FIBRES, NECK = 16, 8, 7
-"""Pockets of air in each chest wall, gaps between the fibres of each pectoral muscle, streaks on each side of the neck."""
+"""Pockets of air in each chest wall, gaps in each pectoral muscle, streaks on each side of the neck."""
 
 
 def subcutaneous_emphysema(chest: Chest, severity: float, rng: np.random.Generator) -> None:
@@ -28,8 +28,7 @@ def subcutaneous_emphysema(chest: Chest, severity: float, rng: np.random.Generat
 
 def _wall(chest: Chest, side: str, amount: float, strength: float, rng: np.random.Generator) -> None:
     build, x = chest.build, SIDES[side]
-    for y, place, long, deep in zip(rng.uniform(-11, 9, STREAKS), rng.uniform(0.0, 0.6, STREAKS), rng.uniform(0.3, 2.6, STREAKS),
-                                    rng.uniform(1.0, 2.6, STREAKS), strict=True):
+    for y, place, long, deep in rng.uniform((-11, 0.0, 0.3, 1.0), (9, 0.6, 2.6, 2.6), (STREAKS, 4)):
         inner = (13.6 * build.width + 0.9) * np.sqrt(1 - ((y + 5) / 20.5) ** 2)
         outer = (15.2 * build.width + build.fat) * np.sqrt(1 - ((y + 12) / 40) ** 2) - 0.2
         lean = rotation(about_z=x * 0.03 * (y + 5))
@@ -41,7 +40,7 @@ def _wall(chest: Chest, side: str, amount: float, strength: float, rng: np.rando
 def _pectoral(chest: Chest, side: str, amount: float, strength: float, rng: np.random.Generator) -> None:
     build, x = chest.build, SIDES[side]
     start = np.array([x * 13.5 * build.width, 9.0 * build.height, 7.0])
-    for k, (begin, end) in enumerate(zip(rng.uniform(0.05, 0.3, FIBRES), rng.uniform(0.55, 0.95, FIBRES), strict=True)):
+    for k, (begin, end) in enumerate(rng.uniform((0.05, 0.55), (0.3, 0.95), (FIBRES, 2))):
         tip = np.array([x * 3.5 * build.width, (8.5 - 1.8 * k) * build.height, 9.0])
         way = tip - start
         chest.add(tube(start + begin * way, start + end * way, 0.12 + 0.26 * amount), strength)
@@ -49,8 +48,7 @@ def _pectoral(chest: Chest, side: str, amount: float, strength: float, rng: np.r
 
 def _neck(chest: Chest, side: str, amount: float, strength: float, rng: np.random.Generator) -> None:
     x = SIDES[side]
-    for out, y, long, deep in zip(rng.uniform(1.8, 5.6, NECK), rng.uniform(11, 17, NECK), rng.uniform(0.8, 2.2, NECK),
-                                  rng.uniform(0.8, 2.0, NECK), strict=True):
+    for out, y, long, deep in rng.uniform((1.8, 11, 0.8, 0.8), (5.6, 17, 2.2, 2.0), (NECK, 4)):
         chest.add([ellipsoid((x * out, y * chest.build.height, 0), (0.10 + 0.22 * amount, long, deep),
                              rotation(about_z=x * -0.1 * out))], strength)
 

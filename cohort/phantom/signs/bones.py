@@ -5,6 +5,8 @@ keeps its line and gains a knot of new bone. Sources: Goodman, *Felson's Princip
 Radiopaedia, articles of the same names. Sizes in cm.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from cohort.phantom.build import SIDES, Build
@@ -17,7 +19,6 @@ from cohort.phantom.skeleton import (
     RIB_HEIGHT,
     RIB_THICKNESS,
     clavicle,
-    long_bone,
     rib_level,
     rib_normal,
     spine_offset,
@@ -46,19 +47,21 @@ def rib_fracture(chest: Chest, severity: float, rng: np.random.Generator) -> Non
     jitter, turns, healed = rng.normal(0, 0.06, 4), rng.choice([-1.0, 1.0], 4), rng.random(4) < 0.35
     bone, up = RIB * chest.build.bone, np.array([0.0, 1.0, 0.0])
     for k in range(1 + int(most * (0.4 + 0.6 * severity))):
-        before, at, after = (rib_point(chest.build, side, first + k, angle + jitter[k] + step) for step in (-0.17, 0, 0.17))
+        before, at, after = (rib_point(chest.build, side, first + k, angle + jitter[k] + turn)
+                             for turn in (-0.17, 0, 0.17))
         along = (after - before) / np.linalg.norm(after - before)
         if healed[k]:
             for place in (-0.35, 0.35):
-                chest.add([ellipsoid(at + place * along, (0.5 + 0.55 * severity,) * 3)], bone * (0.35 + 0.9 * severity))
+                knot = ellipsoid((at + place * along).tolist(), (0.5 + 0.55 * severity,) * 3)
+                chest.add([knot], bone * (0.35 + 0.9 * severity))
             continue
         outward = np.cross(along, up) * np.sign(np.cross(along, up) @ at)
         shift = (0.5 * up + outward) * turns[k] * (0.12 + 0.65 * severity)
         gap = along * (0.10 + 0.25 * severity)
         for start, end in ((before, at), (at, after)):
-            chest.add(bar(start, end, up=up, high=0.62, thick=0.42), -bone)
-        chest.add(bar(before, at + shift - gap, up=up, high=0.6, thick=0.42), 1.2 * bone)
-        chest.add(bar(at - shift + gap, after, up=up, high=0.6, thick=0.42), 1.2 * bone)
+            chest.add(bar(start, end, up=up, high=0.56, thick=0.37), -bone)
+        chest.add(bar(before, at + shift - gap, up=up, high=0.6, thick=0.42), 1.3 * bone)
+        chest.add(bar(at - shift + gap, after, up=up, high=0.6, thick=0.42), 1.3 * bone)
         chest.fill(side, [ellipsoid(at - 0.4 * outward, (0.7 + 0.9 * severity,) * 3)], share=0.3 + 0.7 * severity)
 
 
@@ -66,15 +69,14 @@ def clavicle_fracture(chest: Chest, severity: float, rng: np.random.Generator) -
     """The middle third is broken: the inner end is pulled up, the outer one hangs and slides inwards below it."""
     side = rng.choice(["left", "right"])
     where, lean = rng.uniform(0.35, 0.65), rng.uniform(0.7, 1.3)
-    start, end = (np.array(point) for point in clavicle(chest.build, side)[1:3])
-    apart, override = (0.15 + 1.0 * severity) * lean, -0.14 + 0.40 * severity
-    bone = chest.build.bone
-    chest.add(tube(start, end, 0.58), SOFT - bone * BONE)
-    chest.add(tube(start, end, 0.58 * 0.62), (BONE - MARROW) * bone)
-    up = np.array([0.0, 1.0, 0.0])
+    start, end, shoulder = (np.array(point) for point in clavicle(chest.build, side)[1:4])
+    up = np.array([0.0, 0.15 + 1.1 * severity, 0.0]) * lean
+    override = -0.16 + 0.45 * severity
     inner, outer = (start + (end - start) * share for share in (where + override / 2, where - override / 2))
-    long_bone(chest, start, inner + up * apart, 0.58)
-    long_bone(chest, outer - up * apart, end, 0.58)
+    for a, b, share in ((start, end, -1.0), (end, shoulder, -1.0), (start, inner + up, 1.15),
+                        (outer - up, end - 0.8 * up, 1.15), (end - 0.8 * up, shoulder, 1.0)):
+        chest.add(tube(a, b, 0.58), share * (BONE * chest.build.bone - SOFT))
+        chest.add(tube(a, b, 0.58 * 0.62), share * (MARROW - BONE) * chest.build.bone)
 
 
 def bend_spine(build: Build, severity: float, rng: np.random.Generator) -> None:
@@ -90,7 +92,7 @@ def follow_spine(chest: Chest, severity: float, rng: np.random.Generator) -> Non
     build = chest.build
     side = "left" if build.spine_bend > 0 else "right"
     points = [(spine_offset(build, y)[0], y, -3.0) for y in np.linspace(14, -12, 11) * build.height]
-    for top, foot in zip(points[:-1], points[1:], strict=True):
+    for top, foot in pairwise(points):
         chest.fill(side, column(top, foot, wide=2.2, deep=5.5))
 
 

@@ -5,11 +5,11 @@ carry barium so that they show. Courses as in Radiopaedia's articles on lines an
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from cohort.phantom.build import SIDES
 from cohort.phantom.chest import CALCIUM, METAL, Chest
 from cohort.phantom.projection import ellipsoid, tube
 from cohort.phantom.signs.sign import Sign
@@ -27,7 +27,7 @@ def wire(chest: Chest, points: Sequence[Point], radius: float, attenuation: floa
     lengths = np.sqrt((np.diff(corners, axis=0) ** 2).sum(axis=1))
     at = np.concatenate([[0], np.cumsum(lengths)])
     path = CubicSpline(at, corners)(np.linspace(0, at[-1], int(at[-1] / PIECE) + 2))
-    for start, end in zip(path[:-1], path[1:], strict=True):
+    for start, end in pairwise(path):
         chest.add(tube(start, end, radius), attenuation)
 
 
@@ -39,7 +39,8 @@ def pacemaker(chest: Chest, strength: float, rng: np.random.Generator) -> None:
     case = (side * 10.0 * w, 7.2 * h + low, 9.5)
     size = 0.75 + 0.4 * strength
     chest.add([ellipsoid(case, (2.0 * size, 1.8 * size, 0.35))], METAL * strength)
-    start: list[Point] = [(case[0] - side, case[1] + 1.4, 8.5), (side * 7.0 * w, 9.6 * h, 5.0), (side * 2.8 * w, 8.8 * h, 2.0)]
+    start: list[Point] = [(case[0] - side, case[1] + 1.4, 8.5), (side * 7.0 * w, 9.6 * h, 5.0),
+                          (side * 2.8 * w, 8.8 * h, 2.0)]
     bottom = min(build.dome.values())
     tips: list[list[Point]] = [
         [(-2.0 * w, 6.0 * h, 1.0), (-2.5 * w, 0.5, 1.5), (-1.0 * w, bottom + 3.0, 3.0), (4.2 * w, bottom + 1.8, 4.5)],
@@ -63,7 +64,8 @@ def central_line(chest: Chest, strength: float, rng: np.random.Generator) -> Non
     side, neck, tip = rng.choice([-1.0, 1.0], p=[0.65, 0.35]), rng.random() < 0.5, rng.uniform(0.0, 4.0)
     start: list[Point] = [(side * 4.2, 18.0, 2.0), (side * 3.4, 12.0, 1.5)] if neck else [
         (side * 17.0 * w, 7.0 * h, 2.0), (side * 11.5 * w, 10.4 * h, 2.0), (side * 6.5 * w, 10.2 * h, 2.0)]
-    wire(chest, [*start, (side * 2.4 * w, 8.6 * h, 1.5), (-2.3 * w, 5.8 * h, 1.0), (-2.5 * w, tip, 1.0)], 0.13, 1.7 * CALCIUM * strength)
+    end: list[Point] = [(side * 2.4 * w, 8.6 * h, 1.5), (-2.3 * w, 5.8 * h, 1.0), (-2.5 * w, tip, 1.0)]
+    wire(chest, start + end, 0.13, 1.7 * CALCIUM * strength)
 
 
 def feeding_tube(chest: Chest, strength: float, rng: np.random.Generator) -> None:
@@ -91,7 +93,7 @@ def sternal_wires(chest: Chest, strength: float, rng: np.random.Generator) -> No
     for k in range(number):
         x, y = 0.2 + aside[k], (7.5 - 2.2 * k) * chest.build.height
         loop = [(x - size[k], y), (x, y + 0.45), (x + size[k], y), (x, y - 0.45), (x - size[k], y)]
-        for start, end in zip(loop[:-1], loop[1:], strict=True):
+        for start, end in pairwise(loop):
             chest.add(tube((*start, 9.3), (*end, 9.3), 0.09), METAL * strength)
 
 
@@ -103,8 +105,8 @@ def ecg_leads(chest: Chest, strength: float, rng: np.random.Generator) -> None:
     for spot, bow in zip(spots, rng.uniform(-2, 2, 4), strict=True):
         place = (spot[0] * w, spot[1] * h, 10.0)
         chest.add([ellipsoid(place, (0.75, 0.75, 0.2))], METAL * 0.6 * strength)
-        wire(chest, [place, (0.6 * place[0] + bow + 2 * x, 0.5 * (place[1] - 9), 11.0), (x * 7.0 + 0.1 * place[0], -19.0, 11.0)],
-             0.12, 0.35 * METAL * strength)
+        middle, end = 0.6 * place[0] + bow + 2 * x, x * 7.0 + 0.1 * place[0]
+        wire(chest, [place, (middle, 0.5 * (place[1] - 9), 11.0), (end, -19.0, 11.0)], 0.12, 0.35 * METAL * strength)
 
 
 Draw = Callable[[Chest, float, np.random.Generator], None]

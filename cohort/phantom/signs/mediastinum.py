@@ -1,9 +1,9 @@
 """The heart, the aorta and what lies between the lungs, when something is wrong with it.
 
-Thin lines (a calcified wall, a fissure, a lifted pleura) are shells: an ellipsoid less a slightly smaller one. Where a ray
-runs along the wall the shadow is a line, elsewhere it hardly shows, as in a radiograph.
+Thin lines (a calcified wall, a fissure, a lifted pleura) are shells: an ellipsoid less a slightly smaller one. Where a
+ray runs along the wall the shadow is a line, elsewhere it hardly shows, as in a radiograph.
 
-Sources: Goodman, *Felson's Principles of Chest Roentgenology*; Hansell and others, Fleischner glossary (2008). Sizes in cm.
+Sources: Goodman, *Felson's Principles of Chest Roentgenology*; Hansell and others, Fleischner glossary (2008). In cm.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 from cohort.phantom.build import SIDES, Build
 from cohort.phantom.chest import AIR, CALCIUM, LUNG, SOFT, Chest, heart, mediastinum
-from cohort.phantom.projection import Quadric, Slab, ellipsoid, tube
+from cohort.phantom.projection import Quadric, Slab, ellipsoid, rotation, tube
 from cohort.phantom.signs.forms import column, grown
 from cohort.phantom.signs.sign import Sign
 
@@ -41,8 +41,8 @@ def hernia(chest: Chest, severity: float, rng: np.random.Generator) -> None:
         chest.fill(lung, [ellipsoid((x, y, z), (wide, size, 0.8 * size))])
     inside = ellipsoid((x, y, z), (0.9 * wide, 0.9 * size, 0.7 * size))
     upright = chest.beam.source[2] < 0
-    air = [inside, Slab(normal=(0, 1, 0), low=y + full * size)] if upright else [grown(inside, 0.62)]
-    chest.add(air, (AIR - SOFT) * (0.55 + 0.45 * severity))
+    level = Slab(normal=(0, 1, 0), low=y + full * size)
+    chest.add([inside, level] if upright else [grown(inside, 0.62)], (AIR - SOFT) * (0.55 + 0.45 * severity))
 
 
 def lengthen_aorta(build: Build, severity: float, rng: np.random.Generator) -> None:
@@ -60,7 +60,7 @@ def tortuous_aorta(chest: Chest, severity: float, rng: np.random.Generator) -> N
     points = [((edge + 1.0) / 2, y, -3.5 - 1.5 * np.sin(turn / 2))
               for edge, y, turn in zip(edges, np.linspace(7.0 * h, 2 * lowest - 7.0 * h, 9), turns, strict=True)]
     for top, foot, edge in zip(points[:-1], points[1:], edges, strict=False):
-        chest.fill("left", column(top, foot, wide=(edge - 1.0) / 2 + 0.8, deep=1.7))
+        chest.fill("left", column(top, foot, wide=(edge - 1.0) / 2 + 0.8, deep=2.5))
     chest.fill("right", [ellipsoid((-1.5 * w, 4.5 * h, 0.8), (2.0 + 2.4 * rise * severity, 4.0, 2.4))])
 
 
@@ -88,17 +88,17 @@ def pneumomediastinum(chest: Chest, severity: float, rng: np.random.Generator) -
     build = chest.build
     first = rng.choice(["left", "right"], p=[0.7, 0.3])
     other, high, low = rng.uniform(0.3, 1.0), rng.uniform(6.0, 10.0), rng.uniform(-8.0, -4.0)
+    beside_heart = Slab(normal=(0, 1, 0), low=low, high=3.2)
+    above_heart = Slab(normal=(0, 1, 0), low=2.2, high=high * build.height)
     for side in SIDES:
         gap = (0.035 + 0.10 * severity) * (1.0 if side == first else other)
-        middle = heart(build)
-        for lining, slab in ((middle, Slab(normal=(0, 1, 0), low=low, high=3.2)),
-                             (grown(mediastinum(build), 1.04), Slab(normal=(0, 1, 0), low=2.2, high=high * build.height))):
-            air = grown(lining, 1 + gap)
+        for covered, slab in ((heart(build), beside_heart), (grown(mediastinum(build), 1.04), above_heart)):
+            air = grown(covered, 1 + gap)
             line(chest, side, air, 0.030 + 0.018 * severity, [slab])
             chest.fill(side, [air, slab], AIR, share=1.0 + severity)
-    for x, y, length, lean, depth in zip(rng.uniform(-3.4, 3.4, 12), rng.uniform(6.5, 14.5, 12), rng.uniform(2.5, 6, 12),
-                                         rng.normal(0, 0.08, 12), rng.uniform(0.7, 1.5, 12), strict=True):
-        streak = ellipsoid((x + lean * length, y, 0.5), (0.10 + 0.20 * severity, length / 2, depth))
+    places, forms = rng.uniform((-3.4, 6.5), (3.4, 14.5), (12, 2)), rng.uniform((1.2, 0.7), (3.0, 1.5), (12, 2))
+    for (x, y), (long, deep), lean in zip(places, forms, rng.normal(0, 0.08, 12), strict=True):
+        streak = ellipsoid((x + lean * long, y, 0.5), (0.10 + 0.20 * severity, long, deep), rotation(about_z=-lean))
         chest.add([streak], (AIR - SOFT) * (0.25 + 0.55 * severity))
 
 
