@@ -61,7 +61,7 @@ class Chest:
                 self.integral[span.rows, span.columns] += np.float32(change) * self._net(side, span)
 
     def collapse(self, side: str, solid: Solid) -> None:
-        """Shrink a lung to what is inside ``solid``; the rest of its cavity holds air, and no vessel reaches into it."""
+        """Shrink a lung to what is inside ``solid``; the rest of its cavity holds air and no vessels."""
         before = self.aerated[side]
         inside, tissue = whole(self.beam, solid), self.lungs[side]
         self.lungs[side] = Span(rows=tissue.rows, columns=tissue.columns, low=np.maximum(inside.low, tissue.low),

@@ -32,7 +32,7 @@ def wall(build: Build, y: float, z: float = 0.0) -> float:
     """Distance of the ribcage's inside from the midline at height ``y`` and depth ``z``."""
     outline = cage(build)
     offset = outline.matrix @ (np.array([0.0, y, z]) - outline.center)
-    return float(np.sqrt(max(1 - offset @ offset, 0.01)) / outline.matrix[0, 0])
+    return float(np.sqrt(max(1 - float(offset @ offset), 0.01)) / outline.matrix[0, 0])
 
 
 def inside(build: Build, side: str, *, height: float, across: float, depth: float) -> Vector:

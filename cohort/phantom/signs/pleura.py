@@ -12,7 +12,7 @@ import numpy as np
 
 from cohort.phantom.build import SIDES
 from cohort.phantom.chest import AIR, CALCIUM, LUNG, SOFT, Chest, cage
-from cohort.phantom.projection import Quadric, Slab, ellipsoid, rotation
+from cohort.phantom.projection import Quadric, Slab, Solid, ellipsoid, rotation
 from cohort.phantom.signs.places import one_side, sides, wall
 from cohort.phantom.signs.sign import Sign
 
@@ -61,13 +61,13 @@ def hydropneumothorax(chest: Chest, severity: float, rng: np.random.Generator) -
         return
     level = build.dome[side] - 1.5 + (1.0 + 12.0 * filled) * (0.45 + 0.55 * severity)
     _collapse(chest, side, extent, tilt=tilt, floor=level)
-    water = [cage(build), Slab(normal=tuple(chest.beam.pose[1]), high=level)]  # level in the room, however one stands
+    water: list[Solid] = [cage(build), Slab(normal=tuple(chest.beam.pose[1]), high=level)]  # level in the room, however one stands
     chest.fill(side, water, SOFT + LUNG * build.lung[side], pleural=True)  # for the air beside the lung
     chest.fill(side, water, AIR)  # what that was too much within the lung
 
 
 def _collapse(chest: Chest, side: str, severity: float, *, tilt: float, floor: float) -> None:
-    """Air around a shrunken lung, whose edge shows above ``floor``; ``tilt`` above 0 puts more beside it than on top."""
+    """Air around a shrunken lung, whose edge shows above ``floor``; more beside it than on top the higher ``tilt``."""
     build, x = chest.build, SIDES[side]
     gap = (0.5 + 5.0 * severity**1.3) * (1 + 0.3 * tilt)
     drop = (1.2 + 6.0 * severity**1.3) * (1 - 0.3 * tilt)
