@@ -31,7 +31,7 @@ def consolidation(chest: Chest, severity: float, rng: np.random.Generator) -> No
         center = inside(chest.build, side, height=height, across=across, depth=depth)
         extent = (1.4 + 2.0 * severity) * share
         for offset, radius in zip(scatter * extent * (0.75, 0.85, 0.9), size * (0.9 + 0.5 * extent), strict=True):
-            chest.fill(side, [ellipsoid(center + offset, (radius,) * 3)], share=0.12 + 0.36 * severity)
+            chest.fill(side, [ellipsoid(center + offset, (radius,) * 3)], share=0.07 + 0.41 * severity)
         if lobar:
             chest.fill(side, lobe(chest.build, side, name), share=(0.06 + 0.7 * severity) * share)
         _bronchi(chest, side, center, severity, rng)

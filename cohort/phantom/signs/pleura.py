@@ -54,12 +54,12 @@ def hydropneumothorax(chest: Chest, severity: float, rng: np.random.Generator) -
     """A straight fluid level from wall to mediastinum, air and a pleural line above it; in bed a veil instead."""
     side, tilt, filled = one_side(rng), rng.uniform(-0.3, 1.0), rng.uniform(0.25, 0.6)
     build = chest.build
-    extent = 0.25 + 0.7 * severity
+    extent = 0.08 + 0.87 * severity
     if supine(chest):
         _collapse(chest, side, extent, tilt=tilt, floor=build.dome[side] - 1.0)
-        _fluid(chest, side, filled + 0.4 * severity)
+        _fluid(chest, side, filled * severity**0.5 + 0.4 * severity)
         return
-    level = build.dome[side] - 1.5 + (1.0 + 12.0 * filled) * (0.45 + 0.55 * severity)
+    level = build.dome[side] - 1.5 + (1.0 + 12.0 * filled) * (0.15 + 0.85 * severity)
     _collapse(chest, side, extent, tilt=tilt, floor=level)
     water: list[Solid] = [cage(build), Slab(normal=tuple(chest.beam.pose[1]), high=level)]  # level in the room, however one stands
     chest.fill(side, water, SOFT + LUNG * build.lung[side], pleural=True)  # for the air beside the lung
@@ -100,10 +100,11 @@ def thickening(chest: Chest, severity: float, rng: np.random.Generator) -> None:
         chest.fill(side, [ellipsoid((x * wall(build, angle), angle, 0.0), (0.7 + 2.0 * severity, 0.8 + thick, 5.0))],
                    pleural=True)
         if apical:
-            upper, outline = Slab(normal=(0, 1, 0), low=8.0 * build.height), cage(build)
-            lower = Quadric(center=outline.center - (0.0, 1.6 * thick, 0.0), matrix=outline.matrix, box=outline.box)
-            chest.fill(side, [outline, upper], pleural=True)
-            chest.fill(side, [lower, upper], share=-1.0, pleural=True)
+            upper = Slab(normal=(0, 1, 0), low=7.0 * build.height)
+            below = ellipsoid((0, -5 * build.height - 1.6 * thick, 0),  # wide and deep: a cap over the apex, no shell
+                              (14.6 * build.width, 20.5 * build.height, 12.0 * build.depth))
+            chest.fill(side, [cage(build), upper], pleural=True)
+            chest.fill(side, [below, upper], share=-1.0, pleural=True)
         if calcified:
             plate = ellipsoid((x * (wall(build, y, depth) - 0.2), y, depth), (0.18, 0.6 * extent, 1.2))
             chest.fill(side, [plate], CALCIUM, share=0.2 + 0.8 * severity, pleural=True)

@@ -86,7 +86,7 @@ def rounded(chest: Chest, severity: float, rng: np.random.Generator) -> None:
     for bow in (-1.0, -0.35, 0.35, 1.0):
         bend = 0.5 * (center + root) + np.array([0.0, bow * (1.2 + 0.5 * severity) - 1.2, 0.0])
         foot = center + np.array([-x * 0.5, bow * 0.7, 0]) * radius
-        calibre = 0.16 + 0.22 * severity
+        calibre = 0.2 + 0.3 * severity
         chest.fill(side, tube(foot, bend, calibre * 1.2))
         chest.fill(side, tube(bend, root, calibre))
 
