@@ -14,20 +14,26 @@ import pandas as pd
 
 from classify.comparison.intervals import holm
 from classify.comparison.pairing import Comparison
+from cohort.labels import CONTROL
 
 LEVEL = 0.05
+"""Two-sided, of the whole family."""
 COLUMNS = ("arm", "rival", "label", "metric", "delta", "ci_low", "ci_high", "p", "significant", "reason")
 
 
 def control_rows(compared: Comparison, rivals: Mapping[str, str], *, controls: Sequence[str],
                  metric: str) -> pd.DataFrame:
-    """The table ``controls``: every arm against its rival in each control; ``p`` is Holm's over the whole table."""
-    keys = [(arm, rival, label) for arm, rival in rivals.items() for label in controls]
+    """The table ``controls``: every arm against its rival in each control and in their mean, the label ``control``.
+
+    ``p`` is Holm's over all arms and controls; the means are no part of the family and have none.
+    """
+    keys = [(arm, rival, label) for arm, rival in rivals.items() for label in (*controls, CONTROL)]
     found = [compared.interval(arm=arm, rival=rival, label=label, metric=metric) for arm, rival, label in keys]
+    adjusted = holm([None if key[2] == CONTROL else one.p for key, one in zip(keys, found, strict=True)])
     rows = [
         {"arm": arm, "rival": rival, "label": label, "metric": metric, "delta": one.estimate, "ci_low": one.low,
          "ci_high": one.high, "p": p, "significant": p is not None and p < LEVEL, "reason": one.reason}
-        for (arm, rival, label), one, p in zip(keys, found, holm([one.p for one in found]), strict=True)
+        for (arm, rival, label), one, p in zip(keys, found, adjusted, strict=True)
     ]
     numbers = dict.fromkeys(("delta", "ci_low", "ci_high", "p"), "float64")
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(numbers)
@@ -35,7 +41,7 @@ def control_rows(compared: Comparison, rivals: Mapping[str, str], *, controls: S
 
 def control_sentence(table: pd.DataFrame) -> str:
     """What the table says, in words."""
-    labels = ", ".join(dict.fromkeys(table["label"]))
+    labels = ", ".join(label for label in dict.fromkeys(table["label"]) if label != CONTROL)
     tested, found = table[table["p"].notna()], table[table["significant"]]
     if tested.empty:
         reasons = "; ".join(dict.fromkeys(table["reason"].dropna()))

@@ -28,8 +28,8 @@ def arm_table(evidence: Evidence) -> Table:
     return Table(title="The arms", columns=("Arm", "Its rival", "What stands in it, and why"), rows=rows, text=3)
 
 
-def arm_forest(evidence: Evidence) -> Plot:
-    """The endpoint's group and metric: a row per arm, against its own rival."""
+def arm_forests(evidence: Evidence) -> tuple[Plot, ...]:
+    """The endpoint's group and metric: a row per arm, against its own rival; none where no such pair was compared."""
     end, rows, groups = evidence.endpoint, [], dict[str, list[str]]()
     for arm, rival in rivals_of(evidence.arms).items():
         row = evidence.difference((arm, rival), end["group"])
@@ -38,17 +38,18 @@ def arm_forest(evidence: Evidence) -> Plot:
             rows.append(Row(label=arm, marks=(difference_mark(row, own_series(arm, end["arm"])),),
                             strong=arm == end["arm"], text=difference_text(row)))
     note = "Against " + "; ".join(f"{rival}: {', '.join(arms)}" for rival, arms in groups.items()) + "."
-    return row_plot(rows, title=f"Every arm against its rival, {end['group']} group", names={}, note=note,
-                    axis=Axis(label=f"difference in {end['metric']}", zero=True, ends=("rival better", "arm better")))
+    axis = Axis(label=f"difference in {end['metric']}", zero=True, ends=("rival better", "arm better"))
+    title = f"Every arm against its rival, {end['group']} group"
+    return (row_plot(rows, title=title, names={}, note=note, axis=axis),) if rows else ()
 
 
-def difference_mark(row: Mapping[str, Any], series: int) -> Interval:
+def difference_mark(row: Mapping[Any, Any], series: int) -> Interval:
     """A difference with its interval; ``row`` as in the comparison, empty when there is none."""
     value, low, high = (None if is_null(row.get(k)) else float(row[k]) for k in ("delta", "ci_low", "ci_high"))
     return Interval(series=series, value=value, low=low, high=high)
 
 
-def difference_text(row: Mapping[str, Any]) -> str:
+def difference_text(row: Mapping[Any, Any]) -> str:
     """``+0.012  (−0.004 to +0.028)``, or what is missing."""
     if is_null(row.get("delta")):
         return "undefined"

@@ -7,7 +7,7 @@ import pandas as pd
 
 from classify.comparison.pairs import slot_rivals
 from classify.pages.arms import (
-    arm_forest,
+    arm_forests,
     arm_table,
     difference_mark,
     difference_text,
@@ -72,9 +72,11 @@ def delta_chapter(evidence: Evidence) -> Chapter:
     """Per class, the endpoint's pair; per arm, its difference to its own rival; and the tables behind both."""
     end = evidence.endpoint
     pair, main = (end["arm"], end["rival"]), f"{end['arm'].capitalize()} against {end['rival']}"
-    blocks = [_class_forest(evidence, title=f"{main}, difference in {end['metric']}"), arm_forest(evidence),
-              arm_table(evidence), _means_table(evidence, end["metric"]),
-              _delta_table(evidence, end["metric"], [pair], title=f"{main}: the differences")]
+    blocks: list[Plot | Table] = [
+        _class_forest(evidence, title=f"{main}, difference in {end['metric']}"), *arm_forests(evidence),
+        arm_table(evidence), _means_table(evidence, end["metric"]),
+        _delta_table(evidence, end["metric"], [pair], title=f"{main}: the differences"),
+    ]
     for title, pairs in (("Every arm against real", [(arm, "real") for arm in evidence.arms if arm != "real"]),
                          ("Every arm against its rival", [*slot_rivals(evidence.arms).items()])):
         compared = [one for one in pairs if evidence.difference(one, end["group"])]

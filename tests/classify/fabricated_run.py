@@ -202,10 +202,11 @@ def build_comparison(folder: Path, labels: dict[str, str], rng: np.random.Genera
         verdict["recovered"] = recovered_sentence(tables["recovered.parquet"], arm="synthetic", label="tail",
                                                   metric="AP")
     if "control" in labels.values():
-        rivals = slot_rivals(arms).items()
-        tables["controls.parquet"] = pd.concat([frame[(frame["arm"] == arm) & (frame["rival"] == rival)
-                                                & frame["label"].map(labels).eq("control")] for arm, rival in rivals])
-        tables["controls.parquet"] = tables["controls.parquet"].assign(p=0.8, significant=False)[list(COLUMNS)]
+        rivals = list(slot_rivals(arms).items())
+        chosen = frame[pd.Series(list(zip(frame["arm"], frame["rival"], strict=True)), index=frame.index).isin(rivals)
+                       & frame["label"].replace(labels).eq("control")]
+        tables["controls.parquet"] = chosen.assign(
+            p=np.where(chosen["label"] == "control", None, 0.8), significant=False)[list(COLUMNS)]
         verdict["controls"] = control_sentence(tables["controls.parquet"])
     stage = Stage("compare", folder / "comparison", config={"n_draws": 100}, inputs={"cohort": folder / "cohort"})
     stage.begin()
