@@ -111,17 +111,16 @@ def load_backbone(model: nn.Module, file: Path) -> None:
         raise TailfillError(f"{file}: is no backbone of this model: {str(error).splitlines()[0]}") from error
 
 
-def reset_head(model: nn.Module, shares: Tensor) -> None:
-    """Weights 0 and the log-odds of each label's prevalence as bias: every image starts at the base rates.
+def reset_head(model: nn.Module, bias: Tensor) -> None:
+    """Weights 0 and ``bias``, float32 (n_labels,), as the logits of every image.
 
-    ``shares``: float (n_labels,), 0 to 1, held between .0001 and .9999 so that the logits are finite. With weights of 0
-    no gradient reaches the backbone before the head has found a direction: random ones would first unlearn features
-    (Kumar et al., 2202.10054).
+    With weights of 0 no gradient reaches the backbone before the head has found a direction, and with the loss's best
+    constant as bias no large one does: either would first unlearn features (Kumar et al., 2202.10054; NOTES.md).
     """
     _, head = head_of(model)
     nn.init.zeros_(head.weight)
     with torch.no_grad():
-        head.bias.copy_(torch.logit(shares, eps=1e-4))
+        head.bias.copy_(bias)
 
 
 def save_card(card: Card, folder: Path) -> None:

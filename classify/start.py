@@ -43,11 +43,11 @@ class Start:
             card.require_labels(labels, where=self.folder)
         return replace(card, labels=tuple(labels))
 
-    def load(self, model: nn.Module, shares: Tensor) -> None:
-        """Set the weights of ``model``; a new head starts at the prevalences ``shares``, float32 (n_labels,)."""
+    def load(self, model: nn.Module, bias: Tensor) -> None:
+        """Set the weights of ``model``; a new head starts with ``bias``, float32 (n_labels,), whatever the image."""
         if self.is_backbone:
             load_backbone(model, self.folder / WEIGHTS_FILE)
-            reset_head(model, shares)
+            reset_head(model, bias)
         else:
             load_weights(model, verify(self.folder, "train", WEIGHTS_FILE))
 
@@ -81,15 +81,15 @@ def check_backbone(folder: Path, *, model: str, image_size: int) -> None:
 
 
 def initial_model(
-    start: Start | None, card: Card, shares: Tensor, *, seed: int, pretrained: bool, drop_path: float
+    start: Start | None, card: Card, bias: Tensor, *, seed: int, pretrained: bool, drop_path: float
 ) -> nn.Module:
     """The model at step 0: the start's weights; without one timm's (``pretrained``), or random ones from ``seed``.
 
-    ``shares``, float32 (n_labels,), is the real prevalence of each label, for a head that is new on a backbone.
+    ``bias``, float32 (n_labels,), is for a head that is new on a backbone.
     """
     torch.manual_seed(seed)  # timm draws initial weights from the global generator
     model = build_classifier(card.model, len(card.labels), image_size=card.image_size,
                              pretrained=pretrained and start is None, drop_path=drop_path)
     if start is not None:
-        start.load(model, shares)
+        start.load(model, bias)
     return model

@@ -31,7 +31,7 @@ from torch import nn
 from classify.arm import FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, check_phases, pool_folders, write_arm
 from classify.features import load_features
 from classify.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
-from classify.losses import LOSSES
+from classify.losses import LOSSES, best_constant
 from classify.models import CARD, Card, head_of, require_model, save_card, save_weights
 from classify.slots import Pool, Slots, grey_statistics, label_matrix, load_pools, load_slots, prevalence
 from classify.start import Start, check_backbone, initial_model
@@ -264,8 +264,9 @@ def train(job: Job) -> None:
     accelerator.init_trackers("tensorboard" if job.run.tracker == "tensorboard" else "tailfill")  # a folder; a project
     card = make_card(job, cohort, slots)
     shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))
-    model = initial_model(job.start, card, shares, seed=stream(job.entropy, 0), pretrained=job.config.pretrained,
-                          drop_path=job.config.drop_path)
+    loss = LOSSES[job.config.loss](shares)
+    model = initial_model(job.start, card, best_constant(loss, shares), seed=stream(job.entropy, 0),
+                          pretrained=job.config.pretrained, drop_path=job.config.drop_path)
     prefix, learns, feed = "", model, feed_pixels(card)
     if job.trains_head_only:
         name, learns = head_of(model)
@@ -273,8 +274,8 @@ def train(job: Job) -> None:
         with accelerator.main_process_first():
             slots = replace(slots, images=[load_features(model, images, card, cache=job.run.folder / "cache",
                                                          device=accelerator.device) for images in slots.images])
-    learner = fit(learns, slots, feed, LOSSES[job.config.loss](shares), recipe=job.recipe,
-                  checkpoint=stage.folder / CHECKPOINT, accelerator=accelerator)
+    learner = fit(learns, slots, feed, loss, recipe=job.recipe, checkpoint=stage.folder / CHECKPOINT,
+                  accelerator=accelerator)
     if accelerator.is_main_process:
         known = not job.config.pretrained if job.start is None else job.start.is_known(cohort)
         write_results(job, stage, learner, card, model=model, prefix=prefix, n_slots=len(slots.index), extra={

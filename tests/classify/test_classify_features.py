@@ -8,6 +8,7 @@ import torch
 
 from classify import features
 from classify.features import BLOCK, hash_backbone, load_features, logits_of_features
+from classify.losses import LOSSES, best_constant
 from classify.models import Card, build_classifier, head_of, predict_logits, reset_head
 from cohort.errors import TailfillError
 
@@ -80,7 +81,15 @@ def test_no_images_other_sizes_and_models_without_a_linear_head(model, tmp_path)
         head_of(build_classifier(CARD.model, 0))
 
 
-def test_a_new_head_starts_every_image_at_the_base_rates(model):
-    reset_head(model, torch.tensor([0.5, 0.01, 0.0]))
-    probabilities = torch.sigmoid(torch.from_numpy(predict_logits(model, IMAGES[:4], CARD)))
-    torch.testing.assert_close(probabilities, torch.tensor([[0.5, 0.01, 1e-4]]).expand(4, 3))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_new_head_starts_every_image_where_no_other_constant_is_better(model, loss):
+    prevalence = torch.tensor([0.5, 0.01, 0.1])
+    reset_head(model, best_constant(LOSSES[loss](prevalence), prevalence))
+    logits = torch.from_numpy(predict_logits(model, IMAGES[:100], CARD))
+    assert (logits == logits[0]).all()
+    targets = (torch.arange(len(logits)).unsqueeze(1) < prevalence * len(logits)).float()
+    found = LOSSES[loss](prevalence)(logits, targets)
+    for shift in (-0.3, 0.3):
+        assert LOSSES[loss](prevalence)(logits + shift, targets) > found
+    if loss == "bce":
+        torch.testing.assert_close(logits[0], torch.logit(prevalence), atol=0.006, rtol=0)
