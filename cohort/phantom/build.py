@@ -4,7 +4,8 @@ A ``Build`` is drawn from the patient's seed (what stays) and the exam's (how de
 that change the shape of the chest (a large heart, a bent spine, flat diaphragms) change the build before it is drawn.
 
 Sizes are those of a middle-sized adult in a posteroanterior radiograph at full inspiration: cardiothoracic ratio .45,
-right dome at the tenth posterior rib and 1 to 2 cm above the left (Goodman, *Felson's Principles of Chest Roentgenology*).
+right dome at the tenth posterior rib and 1 to 2 cm above the left (Goodman, *Felson's Principles of Chest
+Roentgenology*).
 """
 
 from dataclasses import dataclass, field
@@ -80,9 +81,10 @@ def draw_build(exam: Exam) -> Build:
         depth=size * person.normal(1.0, 0.05) * (1 + 0.002 * max(exam.age - 60, 0)),
         fat=0.9 + 0.9 * girth, breast=max(person.normal(2.6, 1.0) + 0.4 * girth, 0.8) if female else 0.0,
         bone=float(np.clip(person.normal(1.0, 0.08) - 0.004 * max(exam.age - 55, 0), 0.6, 1.2)),
-        heart=person.normal(0.97, 0.05) * (1 + 0.05 * (1 - breath)), apex_drop=person.normal(0.65, 0.1) - 0.2 * (1 - breath),
-        dome={"right": right, "left": right - abs(person.normal(1.2, 0.5))}, dome_curve=person.normal(1.0, 0.07),
-        rib_slope=person.normal(0.5, 0.05) - 0.14 * (1 - breath), mediastinum=person.normal(2.5, 0.15) + 0.3 * (1 - breath),
+        heart=person.normal(0.97, 0.05) * (1 + 0.05 * (1 - breath)),
+        apex_drop=person.normal(0.65, 0.1) - 0.2 * (1 - breath), dome={"right": right, "left": right - abs(person.normal(1.2, 0.5))}, dome_curve=person.normal(1.0, 0.07),
+        rib_slope=person.normal(0.5, 0.05) - 0.14 * (1 - breath),
+        mediastinum=person.normal(2.5, 0.15) + 0.3 * (1 - breath),
         aorta_knob=person.normal(0.9, 0.08) + 0.004 * max(exam.age - 40, 0), spine_bend=person.normal(0, 0.12),
         stomach=float(person.random() < 0.75) * moment.uniform(0.5, 1.2), vessels=person.normal(1.0, 0.08),
         turn=(moment.normal(0.10 if bedside else 0.0, 0.04), moment.normal(0, 0.05 if bedside else 0.025),

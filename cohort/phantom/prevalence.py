@@ -10,8 +10,9 @@ scars), so single frequencies stay exact whatever the company. The loadings are 
 tail finding pneumothorax, emphysema and mass come out about 3.0, 2.4 and 2.2 times as frequent as overall, as there.
 
 One label is derived and has no frequency of its own: ``Normal`` (no visible sign). CXR-LT's parents ``Lung Opacity``
-and ``Fracture`` are left out, for a finding that is taken away would leave its parent behind. Lobar and Round(ed) Atelectasis do not imply Atelectasis, and Hydropneumothorax
-implies neither Pneumothorax nor Pleural Effusion: in CXR-LT too they are labels of their own. Controls leave no sign.
+and ``Fracture`` are left out, for a finding that is taken away would leave its parent behind. Lobar and
+Round(ed) Atelectasis do not imply Atelectasis, and Hydropneumothorax implies neither Pneumothorax nor Pleural Effusion:
+in CXR-LT too they are labels of their own. Controls leave no sign.
 
 Not promised: triples, or what depends on sex. Images that show nothing are more frequent than CXR-LT's 13 %, since
 labels without a drawn sign (pneumonia, infiltration) are missing here.

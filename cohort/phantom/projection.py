@@ -192,7 +192,7 @@ def tube(start: Point, end: Point, radius: float) -> tuple[Solid, ...]:
 
 
 def intersect(beam: Beam, solids: Sequence[Solid], spans: Sequence[Span] = ()) -> Span | None:
-    """The intersection of convex solids and of regions already crossed; None when it casts no shadow on the detector."""
+    """The intersection of convex solids and of regions already crossed; None when no ray of the detector meets it."""
     n_rows, n_columns = beam.v.shape[0], beam.u.shape[1]
     rows, columns = slice(0, n_rows), slice(0, n_columns)
     if solids:

@@ -1,9 +1,10 @@
 """From a chest to the picture on the screen: beam, scatter, quanta, detector, display.
 
 Primary photons follow Beer-Lambert, exp(-integral of attenuation along the ray), averaged over each detector element;
-scattered ones add a smooth veil in proportion to what reaches the surroundings; their sum is counted with Poisson noise,
-blurred by the detector, and shown as its logarithm through an S-shaped display curve, bones bright, with the slow
-variations of exposure flattened as clinical processing does (Bushberg et al., *The Essential Physics of Medical Imaging*).
+scattered ones add a smooth veil in proportion to what reaches the surroundings; their sum is counted with Poisson
+noise, blurred by the detector, and shown as its logarithm through an S-shaped display curve, bones bright, with the
+slow variations of exposure flattened as clinical processing does (Bushberg et al., *The Essential Physics of Medical
+Imaging*).
 """
 
 import numpy as np
@@ -76,7 +77,8 @@ def expose(integrals: Map, exam: Exam, size: int) -> Map:
     veil = _smooth(primary, sigma=0.11 * size)
     veil *= exam.site.scatter * float(np.exp(rng.normal(0, 0.15))) * (1.3 if exam.view == "AP" else 1.0)
     quanta = (primary + veil) * np.float32(exposure * (128 / size) ** 2)
-    counted = quanta + np.sqrt(quanta) * rng.standard_normal(quanta.shape, dtype=np.float32)  # many quanta: Poisson is normal
+    # with so many quanta a Poisson number is a normal one
+    counted = quanta + np.sqrt(quanta) * rng.standard_normal(quanta.shape, dtype=np.float32)
     sigma = exam.site.blur_mm / 10 / FIELD_CM * size
     signal: Map = gaussian_filter(np.maximum(counted, 1.0), sigma) / np.float32(exposure * (128 / size) ** 2)
     return signal
