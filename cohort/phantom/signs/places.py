@@ -7,8 +7,8 @@ patient breathes in less deeply; lengths in cm. Not promised: segments.
 import numpy as np
 
 from cohort.phantom.build import SIDES, Build
-from cohort.phantom.chest import Chest, cage
-from cohort.phantom.projection import Map, Slab, Solid, Vector
+from cohort.phantom.chest import Chest, cage, heart
+from cohort.phantom.projection import Map, Quadric, Slab, Solid, Vector
 
 FISSURE_TILT, FISSURE_HEIGHT, MINOR_FISSURE = 1.06, -1.5, 1.8
 """The oblique fissure runs from the fourth thoracic vertebra to the front of the diaphragm, the minor one level with
@@ -31,21 +31,33 @@ def sides(rng: np.random.Generator, *, both: float, right: float = 0.5) -> dict[
 def wall(build: Build, y: float, z: float = 0.0) -> float:
     """Distance of the ribcage's inside from the midline at height ``y`` and depth ``z``."""
     outline = cage(build)
-    offset = outline.matrix @ (np.array([0.0, y, z]) - outline.center)
-    return float(np.sqrt(max(1 - float(offset @ offset), 0.01)) / outline.matrix[0, 0])
+    return _half(outline, np.array([0.0, y, z]), axis=0)
 
 
 def inside(build: Build, side: str, *, height: float, across: float, depth: float) -> Vector:
     """A point in a lung, (3,) cm.
 
-    ``height`` from 0 (dome) to 1 (apex), ``across`` 0 (mediastinum) to 1 (wall), ``depth`` -1 (back) to 1 (front).
+    ``height`` from 0 (dome) to 1 (apex), ``across`` 0 (mediastinum) to 1 (wall), ``depth`` -1 (back) to 1 (front);
+    what would come to lie in the heart is put behind it.
     """
     floor, top = build.dome[side] + 0.8, 11.0 * build.height
     y = floor + height * (top - floor)
     inner = build.mediastinum + 0.9
     x = inner + across * max(wall(build, y) - 0.6 - inner, 0.5)
-    z = depth * 0.85 * 9.2 * build.depth * np.sqrt(max(1 - (x / wall(build, y)) ** 2, 0.02))
-    return np.array([SIDES[side] * x, y, z])
+    point = np.array([SIDES[side] * x, y, 0.0])
+    reach = 0.75 * _half(cage(build), point, axis=2)
+    point[2] = depth * reach
+    muscle = heart(build)
+    from_heart = muscle.matrix @ (point - muscle.center)
+    if from_heart @ from_heart < 1.3:
+        point[2] = -0.95 * reach
+    return point
+
+
+def _half(solid: Quadric, point: Vector, *, axis: int) -> float:
+    """Half the length, cm, of an unturned ellipsoid along ``axis`` through ``point``, which is level with its centre."""
+    offset = solid.matrix @ (point - solid.center)
+    return float(np.sqrt(max(1 - float(offset @ offset), 0.01)) / solid.matrix[axis, axis])
 
 
 def lobe(build: Build, side: str, name: str) -> list[Solid]:

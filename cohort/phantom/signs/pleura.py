@@ -61,7 +61,8 @@ def hydropneumothorax(chest: Chest, severity: float, rng: np.random.Generator) -
         return
     level = build.dome[side] - 1.5 + (1.0 + 12.0 * filled) * (0.15 + 0.85 * severity)
     _collapse(chest, side, extent, tilt=tilt, floor=level)
-    water: list[Solid] = [cage(build), Slab(normal=tuple(chest.beam.pose[1]), high=level)]  # level in the room, however one stands
+    surface = Slab(normal=tuple(chest.beam.pose[1]), high=level)  # level in the room, however one stands
+    water: list[Solid] = [cage(build), surface]
     chest.fill(side, water, SOFT + LUNG * build.lung[side], pleural=True)  # for the air beside the lung
     chest.fill(side, water, AIR)  # what that was too much within the lung
 

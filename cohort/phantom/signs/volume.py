@@ -51,14 +51,14 @@ def lobar(chest: Chest, severity: float, rng: np.random.Generator) -> None:
     """A wedge with a sharp border: under the apex (right upper), behind the heart (lower); left upper: a veil."""
     side, name = _collapsed_lobe(rng)
     build, x = chest.build, SIDES[side]
-    share, slant = 0.12 + 0.88 * severity**0.8, rng.uniform(-0.6, 0.6)
+    share, slant = 0.06 + 0.94 * severity, rng.uniform(-0.6, 0.6)
     if name == "lower":
         reach = 4.4 + slant + 1.2 * severity
         wedge = Slab(normal=(x, 0.5, 0.05 * slant), high=reach)
         chest.fill(side, [cage(build), wedge, Slab(normal=(0, 1, 1), high=-0.5)], share=share)
     elif side == "left":
-        chest.fill(side, [cage(build), Slab(normal=(x * 0.1, 0.45, 1), low=3.4 + slant)], share=0.8 * share)
-        chest.fill(side, [ellipsoid((x * 3.5, 3.5, 1.0), (3.2, 6.0, 5.0))], share=0.8 * share)
+        chest.fill(side, [cage(build), Slab(normal=(x * 0.1, 0.45, 1), low=1.8 + slant)], share=0.8 * share)
+        chest.fill(side, [ellipsoid((x * 3.5, 3.5, 1.0), (3.2, 6.0, 5.0))], share=0.5 * share)
     else:
         fissure = Slab(normal=(0, 1, 0), low=0.3 * build.height)
         radii = (7.4, 13.2 + 2.2 * severity, 12.0)
