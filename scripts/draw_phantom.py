@@ -27,11 +27,10 @@ PER_ROW = 2  # findings
 def example(label: str, row: int, column: int, severity: float | None) -> np.ndarray:
     """One image, uint8 (128, 128); ``severity`` None is the second column's patient without the finding."""
     person = 100 * row + (1 if severity is None else column)
-    view = "AP" if column == 3 else "PA"
     signs = () if severity is None else (Sign(label=label, severity=severity, seed=7919 * row + 31 * column),)
     return render(Exam(
         image_id="", study_id="", patient=Patient(patient_id="", sex="F" if person % 3 == 0 else "M", seed=person),
-        site=SITES["A"], view=view, age=35 + 9 * (person % 5), signs=signs, seed=person,
+        site=SITES["A"], view="AP" if column == 3 else "PA", age=35 + 9 * (person % 5), signs=signs, seed=person,
     ))
 
 

@@ -96,8 +96,8 @@ class Chest:
         center, below = (intersect(self.beam, [], [span, part]) for part in (self.center, self.domes[side]))
         length: Map = span.length()
         if center is not None and below is not None:
-            length = length - center.length() - below.length()
-            length += intersect(self.beam, [], [center, below]).length()
+            both = np.maximum(np.minimum(center.high, below.high) - np.maximum(center.low, below.low), 0)
+            length = length - center.length() - below.length() + both
         return length
 
     def _put(self, span: Span, attenuation: float) -> None:

@@ -106,8 +106,8 @@ def test_ribs_are_slabs_of_the_ribcages_shell() -> None:
         t = np.linspace(0.8, 1.0, N_SAMPLES)[:, None]
         element = np.array([rays.u[0, column], rays.v[row, 0], rays.plane])
         points = (rays.source + t * (element - rays.source)) @ rays.pose
-        shell = inside(cage(build, skeleton.RIB_THICKNESS), points) & ~inside(cage(build), points) & (points[:, 0] >= 1.5)
-        shell &= inside(skeleton.rib_end(build), points)
+        shell = inside(cage(build, skeleton.RIB_THICKNESS), points) & ~inside(cage(build), points)
+        shell &= inside(skeleton.rib_end(build), points) & (points[:, 0] >= 1.5)
         height, value = points @ normal, 0.0
         for high, attenuation in ((skeleton.RIB_HEIGHT, skeleton.BONE * build.bone - skeleton.SOFT),
                                   (skeleton.MARROW_HEIGHT, (skeleton.MARROW - skeleton.BONE) * build.bone * 0.6)):
