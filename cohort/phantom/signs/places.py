@@ -55,7 +55,7 @@ def inside(build: Build, side: str, *, height: float, across: float, depth: floa
 
 
 def _half(solid: Quadric, point: Vector, *, axis: int) -> float:
-    """Half the length, cm, of an unturned ellipsoid along ``axis`` through ``point``, which is level with its centre."""
+    """Half the length, cm, of an unturned ellipsoid along ``axis`` through a ``point`` level with its centre."""
     offset = solid.matrix @ (point - solid.center)
     return float(np.sqrt(max(1 - float(offset @ offset), 0.01)) / solid.matrix[axis, axis])
 
