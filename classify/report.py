@@ -98,7 +98,7 @@ def escape_markdown(text: object) -> str:
 
 def write_report(evidence: Evidence, config: ReportConfig, stage: Stage) -> None:
     """Make both files and the stamp; everything is read and drawn before the first byte is written."""
-    files = render(evidence, config)
+    files = render(evidence, config) | {"summary.txt": summary(evidence, stage.folder / "report.html")}
     stage.begin()
     for name, text in files.items():
         write_atomically(stage.folder / name, text.encode("utf-8"))
@@ -120,12 +120,11 @@ def main() -> None:
     if options.dry_run:
         sys.stdout.write(stage.describe() + "\n")
         return
-    complete, evidence = stage.is_complete(), load_evidence(run)
-    if complete:
+    if stage.is_complete():
         log.info("report: complete, nothing to do")
     else:
-        write_report(evidence, config, stage)
-    sys.stdout.write(summary(evidence, stage.folder / "report.html"))
+        write_report(load_evidence(run), config, stage)
+    sys.stdout.write((stage.folder / "summary.txt").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

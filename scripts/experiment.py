@@ -159,7 +159,7 @@ def main() -> None:
     with sole_owner(experiment.folder):
         fix_endpoint(experiment)
         run_all(experiment, steps)
-    log.info("complete: open %s", experiment.folder / "report" / "report.html")
+    sys.stdout.write("\n" + (experiment.folder / "report" / "summary.txt").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
