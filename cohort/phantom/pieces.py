@@ -1,8 +1,8 @@
-"""Many small solids at once: the same integrals as ``projection``, in batches of equal windows.
+"""Many small solids at once: the same integrals as ``projection``, in batches of equal width.
 
-A chest holds some three hundred small pieces (vessels, vertebrae, leads), and for each of them alone the interpreter
-would cost more than the arithmetic. Pieces are sorted by the size of their shadow's window, rounded up to a power of two,
-and each batch is one set of array operations of shape (pieces, rows, columns).
+A chest holds some two hundred small pieces (vessels, vertebrae, leads), and for each of them alone the interpreter
+would cost more than the arithmetic. So their shadows are cut into rows; rows of equal width, rounded up, make one array
+of shape (rows, width). Along a row every quadratic is one in u alone, with coefficients of shape (rows, 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from cohort.phantom.projection import Beam, Map, Quadric, Slab, Vector
 
@@ -28,6 +29,8 @@ class Piece:
 
 
 NO_SLAB = Slab(normal=(0, 0, 0))
+STEP = 16
+"""Widths are multiples of this; small ones waste few rays, large ones make few batches."""
 
 
 def integrate(beam: Beam, pieces: Sequence[Piece], lungs: Mapping[str, tuple[Frame, ...]], total: Map) -> None:
@@ -35,28 +38,27 @@ def integrate(beam: Beam, pieces: Sequence[Piece], lungs: Mapping[str, tuple[Fra
 
     ``lungs`` gives, per lung, its frame and those of the two regions inside it that are no lung; these may overlap.
     """
-    batches: dict[tuple[int, int, bool], list[tuple[int, int, Piece]]] = {}
-    for piece, reach in zip(pieces, _windows(beam, pieces), strict=True):
-        (top, bottom), (left, right) = reach
+    batches: dict[tuple[int, str | None], list[tuple[int, int, int, Piece]]] = {}
+    for piece, ((top, bottom), (left, right)) in zip(pieces, _windows(beam, pieces), strict=True):
         if bottom > top and right > left:
-            height, width = (min(_round_up(n), len(total)) for n in (bottom - top, right - left))
-            place = min(top, len(total) - height), min(left, len(total) - width)
-            batches.setdefault((height, width, piece.lung is not None), []).append((*place, piece))
-    for (height, width, within), batch in batches.items():
-        rows, columns = np.array([b[0] for b in batch]), np.array([b[1] for b in batch])
-        members = [b[2] for b in batch]
-        v = sliding_window_view(beam.v[:, 0], height)[rows][:, :, None]
-        u = sliding_window_view(beam.u[0], width)[columns][:, None, :]
-        low, high = _cross(beam, members, u, v)
-        length = _in_lungs(low, high, members, lungs, rows, columns) if within else np.maximum(high - low, 0)
-        length *= np.array([piece.attenuation for piece in members], dtype=np.float32)[:, None, None]
-        for row, column, patch in zip(rows, columns, length, strict=True):
-            total[row:row + height, column:column + width] += patch
-
-
-def _round_up(n: int) -> int:
-    """To the next of 24, 48, 96, ...: few sizes, little waste."""
-    return 24 << max((n - 1) // 24, 0).bit_length()
+            width = min(-(-(right - left) // STEP) * STEP, len(total))
+            window = top, bottom - top, min(left, len(total) - width), piece
+            batches.setdefault((width, piece.lung), []).append(window)
+    for (width, lung), batch in batches.items():
+        tops, heights, lefts = (np.array([window[k] for window in batch]) for k in range(3))
+        members = [window[3] for window in batch]
+        ends = np.cumsum(heights)
+        owner = np.repeat(np.arange(len(batch)), heights)
+        rows, columns = np.arange(ends[-1]) - (ends - heights - tops)[owner], lefts[owner]
+        low, high = _cross(beam, members, owner, beam.v[rows], sliding_window_view(beam.u[0], width)[columns])
+        if lung is None:
+            length = np.maximum(high - low, 0)
+        else:
+            length = _in_lung(low, high, [[sliding_window_view(edge, width, axis=1)[rows, columns] for edge in frame]
+                                          for frame in lungs[lung]])
+        length *= np.array([piece.attenuation for piece in members], dtype=np.float32)[owner, None]
+        for top, height, left, end in zip(tops.tolist(), heights.tolist(), lefts.tolist(), ends.tolist(), strict=True):
+            total[top:top + height, left:left + width] += length[end - height:end]
 
 
 def _windows(beam: Beam, pieces: Sequence[Piece]) -> list[list[list[int]]]:
@@ -76,61 +78,67 @@ def _windows(beam: Beam, pieces: Sequence[Piece]) -> list[list[list[int]]]:
     return np.stack(found, axis=1).tolist()
 
 
-def _cross(beam: Beam, pieces: Sequence[Piece], u: Map, v: Map) -> tuple[Map, Map]:
-    """Entry and exit of every piece as t, float32 (pieces, rows, columns)."""
+def _cross(beam: Beam, pieces: Sequence[Piece], owner: NDArray[np.int_], rows: Map, u: Map) -> tuple[Map, Map]:
+    """Entry and exit as t, float32 (rows, width).
+
+    ``owner`` (rows) is each row's piece; ``rows`` (rows, 1) and u (rows, width) are the detector's coordinates. What is
+    constant along a row is float64 and u is taken from its middle: large terms cancel before float32 is used.
+    """
+    v, middle = (x.astype(np.float64) for x in (rows, u[:, u.shape[1] // 2, None]))
+    u = u - middle.astype(np.float32)
     matrices = np.zeros((len(pieces), 3, 3))
     for matrix, piece in zip(matrices, pieces, strict=True):
         matrix[:len(piece.quadric.matrix)] = piece.quadric.matrix
     k = matrices @ beam.ray
     q = np.einsum("nij,nj->ni", matrices, beam.spot - np.array([p.quadric.center for p in pieces]))
     a, b, c = np.einsum("nki,nkj->nij", k, k), np.einsum("nki,nk->ni", k, q), (q * q).sum(axis=1) - 1
-    root = np.sqrt(np.maximum(_quadratic(b[:, :, None] * b[:, None, :] - c[:, None, None] * a, u, v), 0))
-    inverse = np.float32(1) / _quadratic(a, u, v)
-    middle = -_linear(b, u, v) * inverse
-    root *= inverse
-    low, high = middle - root, middle + root
+    discriminant = b[:, :, None] * b[:, None, :] - c[:, None, None] * a
+    half = np.sqrt(np.maximum(_quadratic(discriminant[owner], v, middle, u), 0))
+    inverse = np.float32(1) / _quadratic(a[owner], v, middle, u)
+    center = _linear(-b[owner], v, middle, u)
+    center *= inverse
+    half *= inverse
+    low, high = center - half, center + half
     for number in range(max(len(p.slabs) for p in pieces)):
         slabs = [p.slabs[number] if number < len(p.slabs) else NO_SLAB for p in pieces]
         normals = np.array([slab.normal for slab in slabs], dtype=np.float64)
-        slope = _linear(normals @ beam.ray, u, v)
-        slope = np.where(np.abs(slope) < 1e-6, np.float32(1e-6), slope)
         starts = normals @ beam.spot
-        ends = [np.clip(np.array([getattr(slab, end) for slab in slabs]) - starts, -1e6, 1e6) for end in ("low", "high")]
-        first, second = (end.astype(np.float32)[:, None, None] / slope for end in ends)
-        low = np.maximum(low, np.minimum(first, second))
-        high = np.minimum(high, np.maximum(first, second))
+        planes = [np.array([getattr(slab, end) for slab in slabs]) for end in ("low", "high")]
+        slope = _linear((normals @ beam.ray)[owner], v, middle, u)
+        slope[np.abs(slope) < 1e-6] = 1e-6
+        np.divide(np.float32(1), slope, out=slope)
+        first, second = (np.clip(plane - starts, -1e6, 1e6).astype(np.float32)[owner, None] * slope for plane in planes)
+        np.maximum(low, np.minimum(first, second), out=low)
+        np.minimum(high, np.maximum(first, second), out=high)
     return low, high
 
 
-def _linear(coefficients: Vector, u: Map, v: Map) -> Map:
-    """c . (u, v, 1) per piece, float32 (pieces, rows, columns)."""
-    x, y, one = (coefficients[:, i].astype(np.float32)[:, None, None] for i in range(3))
-    line: Map = (x * u + one) + y * v
+def _linear(c: Vector, v: Vector, middle: Vector, u: Map) -> Map:
+    """c . (middle + u, v, 1), float32 (rows, width), for c (rows, 3)."""
+    slope, constant = c[:, 0, None], c[:, 1, None] * v + c[:, 2, None]
+    line: Map = slope.astype(np.float32) * u
+    line += (slope * middle + constant).astype(np.float32)
     return line
 
 
-def _quadratic(m: Vector, u: Map, v: Map) -> Map:
-    """(u, v, 1) m (u, v, 1)^T per piece, float32 (pieces, rows, columns)."""
-    f = {(i, j): m[:, i, j].astype(np.float32)[:, None, None] for i in range(3) for j in range(3)}
-    value: Map = ((f[0, 0] * u + 2 * f[0, 2]) * u + f[2, 2]) + ((f[1, 1] * v + 2 * f[1, 2]) * v)
-    value += (2 * f[0, 1] * v) * u
+def _quadratic(m: Vector, v: Vector, middle: Vector, u: Map) -> Map:
+    """x m x^T with x = (middle + u, v, 1), float32 (rows, width), for m (rows, 3, 3)."""
+    square, slope = m[:, 0, 0, None], 2 * (m[:, 0, 1, None] * v + m[:, 0, 2, None])
+    constant = (m[:, 1, 1, None] * v + 2 * m[:, 1, 2, None]) * v + m[:, 2, 2, None]
+    value: Map = square.astype(np.float32) * u
+    value += (2 * square * middle + slope).astype(np.float32)
+    value *= u
+    value += ((square * middle + slope) * middle + constant).astype(np.float32)
     return value
 
 
-def _in_lungs(low: Map, high: Map, pieces: Sequence[Piece], lungs: Mapping[str, tuple[Frame, ...]], rows: Vector,
-              columns: Vector) -> Map:
-    """Length of every piece that is lung: inside the first frame, less the other two, by inclusion and exclusion."""
-    clipped = [(np.empty_like(low), np.empty_like(high)) for _ in range(3)]
-    for name, frames in lungs.items():
-        mine = np.flatnonzero([piece.lung == name for piece in pieces])
-        inside = (low[mine], high[mine])
-        for (entries, leaves), frame in zip(clipped, frames, strict=True):
-            windows = [sliding_window_view(edge, low.shape[1:])[rows[mine], columns[mine]] for edge in frame]
-            inside = np.maximum(inside[0], windows[0]), np.minimum(inside[1], windows[1])
-            entries[mine], leaves[mine] = inside
-            inside = (clipped[0][0][mine], clipped[0][1][mine])
-    length = np.maximum(clipped[0][1] - clipped[0][0], 0)
-    for entries, leaves in clipped[1:]:
-        length -= np.maximum(leaves - entries, 0)
-    (entry, leave), (entry_2, leave_2) = clipped[1:]
-    return length + np.maximum(np.minimum(leave, leave_2) - np.maximum(entry, entry_2), 0)
+def _in_lung(low: Map, high: Map, frames: Sequence[Sequence[Map]]) -> Map:
+    """Length that is lung: inside the first frame, less the other two, by inclusion and exclusion."""
+    (entry, leave), *obstacles = frames
+    low, high = np.maximum(low, entry), np.minimum(high, leave)
+    (low_1, high_1), (low_2, high_2) = ((np.maximum(low, x), np.minimum(high, y)) for x, y in obstacles)
+    length = np.maximum(high - low, 0)
+    length -= np.maximum(high_1 - low_1, 0)
+    length -= np.maximum(high_2 - low_2, 0)
+    length += np.maximum(np.minimum(high_1, high_2) - np.maximum(low_1, low_2), 0)
+    return length

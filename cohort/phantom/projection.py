@@ -99,9 +99,6 @@ class Solid(Protocol):
         """Entry and exit as t, float32, each broadcastable to the window's shape."""
 
 
-ENDLESS = (np.full(3, -np.inf), np.full(3, np.inf))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Slab:
     """All points with low <= normal . x <= high; a half-space when one of the bounds is infinite."""
@@ -109,11 +106,15 @@ class Slab:
     normal: Sequence[float]
     low: float = -np.inf
     high: float = np.inf
-    box: tuple[Vector, Vector] = ENDLESS
 
     def bounds(self) -> tuple[Vector, Vector]:
-        """The box it was given."""
-        return self.box
+        """All of space, or what is between the planes when they are at right angles to an axis."""
+        low, high = np.full(3, -np.inf), np.full(3, np.inf)
+        axes = np.flatnonzero(self.normal)
+        if len(axes) == 1:
+            n = self.normal[axes[0]]
+            low[axes], high[axes] = sorted((self.low / n, self.high / n))
+        return low, high
 
     def cross(self, beam: Beam, rows: slice, columns: slice) -> tuple[Map, Map]:
         """t at both planes, in the order in which the ray meets them."""

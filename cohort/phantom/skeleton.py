@@ -1,10 +1,11 @@
 """The bones: ribs, clavicles, scapulae, spine, sternum; lengths in cm.
 
-Ribs are what a stack of parallel slabs cuts out of the shell of the ribcage. The slabs fall from back to front, so that a
-rib's shadow is the familiar curve: the back part nearly level and high, the front part steep and low, both meeting at
+Ribs are what a stack of parallel slabs cuts out of the shell of the ribcage. The slabs fall from back to front, so that
+a rib's shadow is the familiar curve: the back part nearly level and high, the front part steep and low, both meeting at
 the side, where the ray runs along the bone and the shadow is brightest. The height h = n . x above the stack's foot is
 linear along a ray, and the bone below height h, F(h), is a staircase of ramps; so the bone on a ray between t and t' is
-(F(h(t')) - F(h(t))) / (dh/dt), exactly and for all ribs at once. Cartilage does not show: ribs end before the breastbone.
+(F(h(t')) - F(h(t))) / (dh/dt), exactly and for all ribs at once. Cartilage does not show: ribs end before the
+breastbone.
 """
 
 from itertools import pairwise
@@ -12,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 
 from cohort.phantom.build import SIDES, Build
-from cohort.phantom.chest import BONE, MARROW, SOFT, Chest, cage, whole
-from cohort.phantom.projection import Beam, Map, Slab, Vector, ellipsoid, rotation, tube
+from cohort.phantom.chest import BONE, MARROW, SOFT, Chest, cage
+from cohort.phantom.projection import Beam, Map, Slab, Vector, ellipsoid, intersect, rotation, tube
 
 N_RIBS = 11
 RIB_SPACING = 2.3
@@ -47,38 +48,44 @@ def draw_bones(chest: Chest) -> None:
 def _draw_ribs(chest: Chest, side: str) -> None:
     """Compact bone between the shell's walls, less the marrow in its middle; the shell is met at the front and back."""
     build, beam = chest.build, chest.beam
-    half = Slab(normal=(SIDES[side], 0, 0), low=1.5)
-    outer, inner = (whole(beam, cage(build, wall), half) for wall in (RIB_THICKNESS, 0.0))
-    hollow = inner.high > inner.low
+    outer = intersect(beam, [cage(build, RIB_THICKNESS), Slab(normal=(SIDES[side], 0, 0), low=1.5)])
+    if outer is None:
+        return
+    at = (outer.rows, outer.columns)
+    entry, leave = cage(build).cross(beam, *at)
+    entry, leave = np.maximum(entry, outer.low), np.minimum(leave, outer.high)
+    solid = leave <= entry
     middle = (outer.low + outer.high) / 2
-    first = (outer.low, np.where(hollow, np.minimum(inner.low, outer.high), middle))
-    second = (np.where(hollow, np.maximum(inner.high, outer.low), middle), outer.high)
-    low, high = rib_end(build).cross(beam, slice(None), slice(None))
-    normal = rib_normal(build, side)
-    slope, start = _height_along(beam, normal)
-    total = np.zeros_like(chest.integral)
-    for entry, leave in (first, second):
-        entry, leave = np.maximum(entry, low), np.minimum(leave, high)
-        ends = [start + slope * np.where(leave > entry, t, np.float32(0)) for t in (entry, leave)]
-        for height, attenuation in ((RIB_HEIGHT, BONE * build.bone - SOFT), (MARROW_HEIGHT, (MARROW - BONE) * build.bone * 0.6)):
-            below = [_bone_below(h, build, height) for h in ends]
-            total += np.float32(attenuation) * (below[1] - below[0])
-    chest.integral += total / slope
+    back, front = np.where(solid, middle, entry), np.where(solid, middle, leave)
+    low, high = rib_end(build).cross(beam, *at)
+    slope, start = _height_along(beam, rib_normal(build, side), *at)
+    total = np.zeros_like(slope)
+    for first, last in ((outer.low, back), (front, outer.high)):
+        first, last = np.maximum(first, low), np.minimum(last, high)
+        last = np.maximum(last, first)
+        total += _bone_below(start + slope * last, build) - _bone_below(start + slope * first, build)
+    chest.integral[at] += total / slope
 
 
-def _height_along(beam: Beam, normal: Vector) -> tuple[Map, float]:
-    """dh/dt for every ray, and h at the focal spot."""
+def _height_along(beam: Beam, normal: Vector, rows: slice, columns: slice) -> tuple[Map, float]:
+    """dh/dt for the rays of a window, and h at the focal spot."""
     a, b, c = (np.float32(x) for x in normal @ beam.ray)
-    return a * beam.u + b * beam.v + c, float(normal @ beam.spot)
+    return (a * beam.u[:, columns] + c) + b * beam.v[rows], float(normal @ beam.spot)
 
 
-def _bone_below(h: Map, build: Build, height: float) -> Map:
-    """F(h): how much of the stack below height h is bone, cm, for ribs ``height`` high; float32."""
-    spacing = np.float32(RIB_SPACING * build.height)
-    foot = np.float32(rib_level(build, N_RIBS - 1) - height / 2)
-    steps = np.clip((h - foot) / spacing, 0, N_RIBS)
+def _bone_below(h: Map, build: Build) -> Map:
+    """F(h): the bone in the stack below height h, cm, times its attenuation less soft tissue's; float32."""
+    compact, marrow = BONE * build.bone - SOFT, 0.6 * (MARROW - BONE) * build.bone
+    spacing = RIB_SPACING * build.height
+    foot = np.float32(rib_level(build, N_RIBS - 1) - RIB_HEIGHT / 2)
+    steps = np.clip((h - foot) * np.float32(1 / spacing), 0, N_RIBS)
     full = np.floor(steps)
-    return full * np.float32(height) + np.minimum((steps - full) * spacing, np.float32(height))
+    steps -= full  # where in its own step, of which the rib takes the lower part
+    below: Map = full * np.float32(compact * RIB_HEIGHT + marrow * MARROW_HEIGHT)
+    below += np.minimum(steps, np.float32(RIB_HEIGHT / spacing)) * np.float32(compact * spacing)
+    steps -= np.float32((RIB_HEIGHT - MARROW_HEIGHT) / 2 / spacing)
+    below += np.clip(steps, 0, np.float32(MARROW_HEIGHT / spacing)) * np.float32(marrow * spacing)
+    return below
 
 
 def long_bone(chest: Chest, start: tuple[float, float, float], end: tuple[float, float, float], radius: float) -> None:
@@ -104,11 +111,13 @@ def _draw_shoulders(chest: Chest) -> None:
             long_bone(chest, start, end, 0.58)
         out = 15.2 if forward else 12.2
         turned = rotation(about_y=x * (-0.9 if forward else -0.5), about_z=x * 0.16)
-        chest.add([ellipsoid((x * out * w, 4.5 * h, -7.0), (3.6, 7.2 * h, 0.42), turned)], 0.6 * (BONE * build.bone - SOFT))
+        blade = ellipsoid((x * out * w, 4.5 * h, -7.0), (3.6, 7.2 * h, 0.42), turned)
+        chest.add([blade], 0.6 * (BONE * build.bone - SOFT))
         long_bone(chest, (x * (out - 3.5) * w, 8.6 * h, -8.0), (x * (out + 3.5) * w, 12.2 * h, -4.0), 0.5)
         chest.add([ellipsoid((x * 18.2 * w, 10.8 * h, -1.5), (2.4, 2.5, 2.4))], MARROW * build.bone - 0.5 * SOFT)
         long_bone(chest, (x * 18.6 * w, 9.5 * h, -1.5), (x * 20.5 * w, -12 * h, -1.0), 1.1)
-    chest.add([ellipsoid((0, 2 * h, 8.8 * build.depth), (1.7, 8.5 * h, 0.55))], 0.5 * (MARROW * build.bone - SOFT) + 0.03)
+    breastbone = ellipsoid((0, 2 * h, 8.8 * build.depth), (1.7, 8.5 * h, 0.55))
+    chest.add([breastbone], 0.5 * (MARROW * build.bone - SOFT) + 0.03)
 
 
 def spine_offset(build: Build, y: float) -> tuple[float, float]:
