@@ -24,7 +24,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
 def _somewhere(chest: Chest, rng: np.random.Generator) -> tuple[str, Vector]:
     """A side, and a point in its lung away from the edges."""
     side = one_side(rng, right=0.55)
-    height, across, depth = rng.uniform(0.05, 0.92), rng.uniform(0.12, 0.9), rng.uniform(-0.8, 0.8)
+    height, across, depth = rng.uniform(0.08, 0.92), rng.uniform(0.2, 0.9), rng.uniform(-0.8, 0.8)
     return side, inside(chest.build, side, height=height, across=across, depth=depth)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from cohort.phantom.build import SIDES
 from cohort.phantom.chest import AIR, CALCIUM, LUNG, SOFT, Chest, cage
 from cohort.phantom.projection import Quadric, Slab, Solid, ellipsoid, rotation
-from cohort.phantom.signs.places import one_side, sides, wall
+from cohort.phantom.signs.places import one_side, sides, trimmed, wall
 from cohort.phantom.signs.sign import Sign
 
 
@@ -37,11 +37,12 @@ def _fluid(chest: Chest, side: str, severity: float) -> None:
     middle = 4.6 * build.width
     base = ellipsoid((x * middle, top, -0.3), (wall(build, top) + 0.15 - middle, dip, 9.4 * build.depth))
     below = Slab(normal=(0, 1, 0), high=top)
-    chest.fill(side, [cage(build), below], pleural=True)
-    chest.fill(side, [base, below], share=-1.0, pleural=True)
+    chest.fill(side, [trimmed(cage(build), side, high=top), below], pleural=True)
+    chest.fill(side, [trimmed(base, side, high=top), below], share=-1.0, pleural=True)
     if bed:
         level = -7.0 * build.depth + 7.0 * severity
-        chest.fill(side, [cage(build), Slab(normal=(0, 0.3, 1), high=level - 1.5)], share=0.7, pleural=True)
+        behind = Slab(normal=(0, 0.3, 1), high=level - 1.5)
+        chest.fill(side, [trimmed(cage(build), side), behind], share=0.7, pleural=True)
 
 
 def pneumothorax(chest: Chest, severity: float, rng: np.random.Generator) -> None:
@@ -62,7 +63,7 @@ def hydropneumothorax(chest: Chest, severity: float, rng: np.random.Generator) -
     level = build.dome[side] - 1.5 + (1.0 + 12.0 * filled) * (0.15 + 0.85 * severity)
     _collapse(chest, side, extent, tilt=tilt, floor=level)
     surface = Slab(normal=tuple(chest.beam.pose[1]), high=level)  # level in the room, however one stands
-    water: list[Solid] = [cage(build), surface]
+    water: list[Solid] = [trimmed(cage(build), side, high=level), surface]
     chest.fill(side, water, SOFT + LUNG * build.lung[side], pleural=True)  # for the air beside the lung
     chest.fill(side, water, AIR)  # what that was too much within the lung
 
@@ -82,9 +83,9 @@ def _collapse(chest: Chest, side: str, severity: float, *, tilt: float, floor: f
 
     above = Slab(normal=(0, 1, 0), low=floor)
     chest.collapse(side, shrunk(0.0))
-    chest.fill(side, [cage(build), above], share=0.06 + 0.25 * severity**2)
-    chest.fill(side, [shrunk(0.08), above], pleural=True)
-    chest.fill(side, [shrunk(0.0), above], share=-1.0, pleural=True)
+    chest.fill(side, [trimmed(shrunk(0.0), side, low=floor), above], share=0.06 + 0.25 * severity**2)
+    chest.fill(side, [trimmed(shrunk(0.08), side, low=floor), above], pleural=True)
+    chest.fill(side, [trimmed(shrunk(0.0), side, low=floor), above], share=-1.0, pleural=True)
 
 
 def thickening(chest: Chest, severity: float, rng: np.random.Generator) -> None:
@@ -101,11 +102,12 @@ def thickening(chest: Chest, severity: float, rng: np.random.Generator) -> None:
         chest.fill(side, [ellipsoid((x * wall(build, angle), angle, 0.0), (0.7 + 2.0 * severity, 0.8 + thick, 5.0))],
                    pleural=True)
         if apical:
-            upper = Slab(normal=(0, 1, 0), low=7.0 * build.height)
+            foot = 7.0 * build.height
+            upper = Slab(normal=(0, 1, 0), low=foot)
             below = ellipsoid((0, -5 * build.height - 1.6 * thick, 0),  # wide and deep: a cap over the apex, no shell
                               (14.6 * build.width, 20.5 * build.height, 12.0 * build.depth))
-            chest.fill(side, [cage(build), upper], pleural=True)
-            chest.fill(side, [below, upper], share=-1.0, pleural=True)
+            chest.fill(side, [trimmed(cage(build), side, low=foot), upper], pleural=True)
+            chest.fill(side, [trimmed(below, side, low=foot), upper], share=-1.0, pleural=True)
         if calcified:
             plate = ellipsoid((x * (wall(build, y, depth) - 0.2), y, depth), (0.18, 0.6 * extent, 1.2))
             chest.fill(side, [plate], CALCIUM, share=0.2 + 0.8 * severity, pleural=True)

@@ -12,7 +12,7 @@ import numpy as np
 from cohort.phantom.build import SIDES, Build
 from cohort.phantom.chest import AIR, Chest, cage
 from cohort.phantom.projection import Slab, ellipsoid, rotation, tube
-from cohort.phantom.signs.places import inside, one_side, sides, wall
+from cohort.phantom.signs.places import inside, one_side, sides, trimmed, wall
 from cohort.phantom.signs.sign import Sign
 
 LOBES = (("right", "upper"), ("left", "lower"), ("right", "lower"), ("left", "upper"))
@@ -55,16 +55,18 @@ def lobar(chest: Chest, severity: float, rng: np.random.Generator) -> None:
     if name == "lower":
         reach = 4.4 + slant + 1.2 * severity
         wedge = Slab(normal=(x, 0.5, 0.05 * slant), high=reach)
-        chest.fill(side, [cage(build), wedge, Slab(normal=(0, 1, 1), high=-0.5)], share=share)
+        chest.fill(side, [trimmed(cage(build), side), wedge, Slab(normal=(0, 1, 1), high=-0.5)], share=share)
     elif side == "left":
-        chest.fill(side, [cage(build), Slab(normal=(x * 0.1, 0.45, 1), low=1.8 + slant)], share=0.8 * share)
+        veil = Slab(normal=(x * 0.1, 0.45, 1), low=1.8 + slant)
+        chest.fill(side, [trimmed(cage(build), side), veil], share=0.8 * share)
         chest.fill(side, [ellipsoid((x * 3.5, 3.5, 1.0), (3.2, 6.0, 5.0))], share=0.5 * share)
     else:
-        fissure = Slab(normal=(0, 1, 0), low=0.3 * build.height)
+        hilum = 0.3 * build.height
+        fissure = Slab(normal=(0, 1, 0), low=hilum)
         radii = (7.4, 13.2 + 2.2 * severity, 12.0)
         expanded = ellipsoid((x * (9.2 + slant), -5.0, 0.0), radii, rotation(about_z=x * 0.12))
-        chest.fill(side, [cage(build), fissure], share=share)
-        chest.fill(side, [expanded, fissure], share=-share)
+        chest.fill(side, [trimmed(cage(build), side, low=hilum), fissure], share=share)
+        chest.fill(side, [trimmed(expanded, side, low=hilum), fissure], share=-share)
 
 
 def _collapsed_lobe(rng: np.random.Generator) -> tuple[str, str]:
