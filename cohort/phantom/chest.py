@@ -9,6 +9,7 @@ Not promised: an atlas. Proportions are those of textbooks, shapes are as simple
 """
 
 from collections.abc import Sequence
+from math import cos, sin, sqrt
 
 import numpy as np
 
@@ -105,13 +106,13 @@ class Chest:
 
 
 def whole(beam: Beam, *solids: Solid) -> Span:
-    """The intersection of ``solids`` for every ray of the detector."""
-    rows, columns = slice(0, beam.v.shape[0]), slice(0, beam.u.shape[1])
-    edges = [solid.cross(beam, rows, columns) for solid in solids]
-    low, high = edges[0]
-    for entry, leave in edges[1:]:
-        low, high = np.maximum(low, entry), np.minimum(high, leave)
-    return Span(rows=rows, columns=columns, low=low, high=high)
+    """The intersection of ``solids`` for every ray of the detector; high < low where a ray misses it."""
+    shape = (beam.v.shape[0], beam.u.shape[1])
+    low, high = np.ones(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    span = intersect(beam, solids)
+    if span is not None:
+        low[span.rows, span.columns], high[span.rows, span.columns] = span.low, span.high
+    return Span(rows=slice(0, shape[0]), columns=slice(0, shape[1]), low=low, high=high)
 
 
 def cage(build: Build, thickness: float = 0.0) -> Quadric:
@@ -184,8 +185,8 @@ def draw_soft_parts(chest: Chest, rng: np.random.Generator) -> None:
         chest.add([*tube(start, end, radius), inside], AIR - SOFT)
     if build.stomach:
         size = build.stomach
-        chest.add([ellipsoid((6.2 * w, build.dome["left"] - 1.0 - 1.5 * size, 1.5), (2.9 * size, 1.4 * size, 3.0 * size))],
-                  AIR - SOFT)
+        bubble = (6.2 * w, build.dome["left"] - 1.0 - 1.5 * size, 1.5)
+        chest.add([ellipsoid(bubble, (2.9 * size, 1.4 * size, 3.0 * size))], AIR - SOFT)
     for side in SIDES:
         _draw_vessels(chest, side, rng)
 
@@ -193,22 +194,21 @@ def draw_soft_parts(chest: Chest, rng: np.random.Generator) -> None:
 def _draw_vessels(chest: Chest, side: str, rng: np.random.Generator) -> None:
     """A fan of branching tubes from the hilum; thinner outwards, wider below than above as in an upright chest."""
     x, scale = SIDES[side], chest.build.vessels
-    root = np.array([x * 3.4 * chest.build.width, 2.0 * chest.build.height, -0.3])
-    for angle in np.linspace(-1.35, 1.15, 7) + rng.normal(0, 0.12, 7):
-        direction = np.array([x * np.cos(angle), np.sin(angle), rng.normal(0, 0.45)])
+    root = (x * 3.4 * chest.build.width, 2.0 * chest.build.height, -0.3)
+    for angle in (np.linspace(-1.35, 1.15, 7) + rng.normal(0, 0.12, 7)).tolist():
+        direction = (x * cos(angle), sin(angle), rng.normal(0, 0.45))
         _grow(chest, side, root, direction, calibre=scale * (0.44 if angle < 0 else 0.36), level=0, rng=rng)
 
 
-def _grow(chest: Chest, side: str, start: np.ndarray, direction: np.ndarray, *, calibre: float, level: int,
-          rng: np.random.Generator) -> None:
+def _grow(chest: Chest, side: str, start: tuple[float, float, float], direction: tuple[float, float, float], *,
+          calibre: float, level: int, rng: np.random.Generator) -> None:
     """One vessel and, to the second level, the two that it divides into."""
-    axis = direction / np.sqrt(direction @ direction)
-    end = start + axis * rng.uniform(2.6, 4.2) * (1.2 if level == 0 else 1.0)
+    x, y, z = (value / sqrt(sum(part * part for part in direction)) for value in direction)
+    length = rng.uniform(2.6, 4.2) * (1.2 if level == 0 else 1.0)
+    end = (start[0] + x * length, start[1] + y * length, start[2] + z * length)
     chest.fill(side, tube(start, end, calibre))
     if level < 2:
         for turn in (-1, 1):
             bend = turn * rng.uniform(0.25, 0.5)
-            cosine, sine = np.cos(bend), np.sin(bend)
-            branch = np.array([axis[0] * cosine - axis[1] * sine, axis[0] * sine + axis[1] * cosine,
-                               axis[2] + rng.normal(0, 0.25)])
+            branch = (x * cos(bend) - y * sin(bend), x * sin(bend) + y * cos(bend), z + rng.normal(0, 0.25))
             _grow(chest, side, end, branch, calibre=calibre * 0.72, level=level + 1, rng=rng)

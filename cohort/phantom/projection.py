@@ -12,6 +12,7 @@ the middle of the chest. Not promised: solids behind the focal spot or the detec
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Protocol
 
 import numpy as np
@@ -178,18 +179,20 @@ def ellipsoid(center: Point, radii: Point, turned: Vector | None = None) -> Quad
     return Quadric(center=c, matrix=axes.T / r[:, None], box=(c - reach, c + reach))
 
 
-def tube(start: Point, end: Point, radius: float) -> tuple[Solid, ...]:
+def tube(start: Sequence[float], end: Sequence[float], radius: float) -> tuple[Solid, ...]:
     """A straight round tube between two points, as two solids to intersect; cut at right angles to its axis."""
-    a, b = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
-    axis = (b - a) / np.sqrt((b - a) @ (b - a))
-    x, y, z = axis
-    side = np.array([y, -x, 0.0]) if abs(z) < 0.9 else np.array([0.0, z, -y])
-    side /= np.sqrt(side @ side)
-    other = np.array([axis[1] * side[2] - axis[2] * side[1], axis[2] * side[0] - axis[0] * side[2],
-                      axis[0] * side[1] - axis[1] * side[0]])
-    matrix = np.stack([side, other]) / radius
-    quadric = Quadric(center=a, matrix=matrix, box=(np.minimum(a, b) - radius, np.maximum(a, b) + radius))
-    return quadric, Slab(normal=tuple(axis), low=float(axis @ a), high=float(axis @ b))
+    a, b = [float(value) for value in start], [float(value) for value in end]  # plain numbers: there are many tubes
+    length = sqrt(sum((q - p) ** 2 for p, q in zip(a, b, strict=True)))
+    x, y, z = axis = tuple((q - p) / length for p, q in zip(a, b, strict=True))
+    across = (y, -x, 0.0) if abs(z) < 0.9 else (0.0, z, -y)
+    scale = 1 / (radius * sqrt(sum(value * value for value in across)))
+    i, j, k = (value * scale for value in across)
+    matrix = np.array([[i, j, k], [y * k - z * j, z * i - x * k, x * j - y * i]])
+    box = (np.array([min(p, q) - radius for p, q in zip(a, b, strict=True)]),
+           np.array([max(p, q) + radius for p, q in zip(a, b, strict=True)]))
+    quadric = Quadric(center=np.array(a), matrix=matrix, box=box)
+    low = a[0] * x + a[1] * y + a[2] * z
+    return quadric, Slab(normal=axis, low=low, high=low + length)
 
 
 def intersect(beam: Beam, solids: Sequence[Solid], spans: Sequence[Span] = ()) -> Span | None:
