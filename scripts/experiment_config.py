@@ -134,7 +134,7 @@ def check_together(built: Any, content: dict[str, Any], file: Path | None) -> No
     if pipeline is None and "autoencoder" not in content:
         raise TailfillError(f"config {file}: no section autoencoder and no finetune.pipeline; wanted: one of them")
     for section, given in (("finetune", pipeline), ("generate", built["generate"].pipeline)):
-        if given is not None and Path(given).is_absolute() and not Path(given).is_dir():
+        if given is not None and not Path(given).is_dir() and (Path(given).is_absolute() or given.count("/") != 1):
             raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")
     if start in built["filter"].critic_seeds:
         raise TailfillError(f"filter.critic_seeds holds {start}, the start that all arms share (train.init_seed); "
