@@ -28,6 +28,24 @@ class Piece:
     lung: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forms:
+    """Pieces in the detector's coordinates x = (u, v, 1), for n pieces; float64 but for ``planes``."""
+
+    a: Vector
+    """Of A(x) = x a x^T, the squared speed of the ray in the quadric's own measure (n, 3, 3)."""
+    b: Vector
+    """Of B(x) = b . x; the ray is nearest to the quadric's centre at t = -B / A (n, 3)."""
+    discriminant: Vector
+    """Of B^2 - A C as a quadratic in x (n, 3, 3)."""
+    slopes: Vector
+    """dh/dt of each slab's height h, linear in x (n, 2, 3)."""
+    planes: Map
+    """Height of each slab's two planes above the focal spot, cm (n, 2, 2)."""
+    n_slabs: NDArray[np.int_]
+    """How many of the two slabs there are (n)."""
+
+
 NO_SLAB = Slab(normal=(0, 0, 0))
 STEP = 16
 """Widths are multiples of this; small ones waste few rays, large ones make few batches."""
@@ -38,31 +56,36 @@ def integrate(beam: Beam, pieces: Sequence[Piece], lungs: Mapping[str, tuple[Fra
 
     ``lungs`` gives, per lung, its frame and those of the two regions inside it that are no lung; these may overlap.
     """
-    batches: dict[tuple[int, str | None], list[tuple[int, int, int, Piece]]] = {}
-    for piece, ((top, bottom), (left, right)) in zip(pieces, _windows(beam, pieces), strict=True):
-        if bottom > top and right > left:
-            width = min(-(-(right - left) // STEP) * STEP, len(total))
-            window = top, bottom - top, min(left, len(total) - width), piece
-            batches.setdefault((width, piece.lung), []).append(window)
-    for (width, lung), batch in batches.items():
-        tops, heights, lefts = (np.array([window[k] for window in batch]) for k in range(3))
-        members = [window[3] for window in batch]
-        ends = np.cumsum(heights)
-        owner = np.repeat(np.arange(len(batch)), heights)
-        rows, columns = np.arange(ends[-1]) - (ends - heights - tops)[owner], lefts[owner]
-        low, high = _cross(beam, members, owner, beam.v[rows], sliding_window_view(beam.u[0], width)[columns])
+    if not pieces:
+        return
+    (top, bottom), (left, right) = _windows(beam, pieces)
+    heights, widths = np.maximum(bottom - top, 0), np.minimum(-(-(right - left) // STEP) * STEP, len(total))
+    left = np.minimum(left, len(total) - widths)
+    forms = _forms(beam, pieces)
+    attenuation = np.array([piece.attenuation for piece in pieces], dtype=np.float32)
+    batches: dict[tuple[int, str | None], list[int]] = {}
+    for number, (piece, width) in enumerate(zip(pieces, widths.tolist(), strict=True)):
+        if width > 0 and heights[number]:
+            batches.setdefault((width, piece.lung), []).append(number)
+    for (width, lung), members in batches.items():
+        tall = heights[members]
+        ends = np.cumsum(tall)
+        owner = np.repeat(members, tall)
+        rows, columns = np.arange(ends[-1]) - np.repeat(ends - tall - top[members], tall), left[owner]
+        low, high = _cross(forms, owner, beam.v[rows], sliding_window_view(beam.u[0], width)[columns])
         if lung is None:
             length = np.maximum(high - low, 0)
         else:
             length = _in_lung(low, high, [[sliding_window_view(edge, width, axis=1)[rows, columns] for edge in frame]
                                           for frame in lungs[lung]])
-        length *= np.array([piece.attenuation for piece in members], dtype=np.float32)[owner, None]
-        for top, height, left, end in zip(tops.tolist(), heights.tolist(), lefts.tolist(), ends.tolist(), strict=True):
-            total[top:top + height, left:left + width] += length[end - height:end]
+        length *= attenuation[owner, None]
+        places = zip(top[members].tolist(), left[members].tolist(), tall.tolist(), ends.tolist(), strict=True)
+        for row, column, height, end in places:
+            total[row:row + height, column:column + width] += length[end - height:end]
 
 
-def _windows(beam: Beam, pieces: Sequence[Piece]) -> list[list[list[int]]]:
-    """First and one past the last row, then column, that each piece's shadow can touch: (n, 2, 2)."""
+def _windows(beam: Beam, pieces: Sequence[Piece]) -> NDArray[np.int_]:
+    """First and one past the last row, then column, that each piece's shadow can touch: int (2, 2, n)."""
     low, high = (np.array([p.quadric.box[k] for p in pieces]) for k in (0, 1))
     center, reach = (low + high) / 2 @ beam.pose.T, (high - low) / 2 @ np.abs(beam.pose).T
     low, high = center - reach, center + reach
@@ -74,40 +97,44 @@ def _windows(beam: Beam, pieces: Sequence[Piece]) -> list[list[list[int]]]:
         ends = np.sort([reached.min(axis=0), reached.max(axis=0)] if axis == 0 else
                        [-reached.max(axis=0), -reached.min(axis=0)], axis=0)
         first, last = np.searchsorted(grid, ends[0]) - 1, np.searchsorted(grid, ends[1]) + 1
-        found.append(np.stack([np.maximum(first, 0), np.minimum(last, len(grid))], axis=1))
-    return np.stack(found, axis=1).tolist()
+        found.append([np.maximum(first, 0), np.minimum(last, len(grid))])
+    return np.array(found)
 
 
-def _cross(beam: Beam, pieces: Sequence[Piece], owner: NDArray[np.int_], rows: Map, u: Map) -> tuple[Map, Map]:
+def _forms(beam: Beam, pieces: Sequence[Piece]) -> Forms:
+    """What every piece is along the rays."""
+    matrices = np.zeros((len(pieces), 3, 3))
+    for matrix, piece in zip(matrices, pieces, strict=True):
+        matrix[:len(piece.quadric.matrix)] = piece.quadric.matrix
+    k = matrices @ beam.ray
+    q = np.einsum("nij,nj->ni", matrices, beam.spot - np.array([piece.quadric.center for piece in pieces]))
+    a, b, c = np.einsum("nki,nkj->nij", k, k), np.einsum("nki,nk->ni", k, q), (q * q).sum(axis=1) - 1
+    slabs = [(*piece.slabs, NO_SLAB, NO_SLAB)[:2] for piece in pieces]
+    normals = np.array([[slab.normal for slab in pair] for pair in slabs], dtype=np.float64)
+    planes = np.array([[(slab.low, slab.high) for slab in pair] for pair in slabs]) - (normals @ beam.spot)[..., None]
+    return Forms(a=a, b=b, discriminant=b[:, :, None] * b[:, None, :] - c[:, None, None] * a, slopes=normals @ beam.ray,
+                 planes=np.clip(planes, -1e6, 1e6).astype(np.float32), n_slabs=np.array([len(p.slabs) for p in pieces]))
+
+
+def _cross(forms: Forms, owner: NDArray[np.int_], rows: Map, u: Map) -> tuple[Map, Map]:
     """Entry and exit as t, float32 (rows, width).
 
     ``owner`` (rows) is each row's piece; ``rows`` (rows, 1) and u (rows, width) are the detector's coordinates. What is
     constant along a row is float64 and u is taken from its middle: large terms cancel before float32 is used.
     """
     v, middle = (x.astype(np.float64) for x in (rows, u[:, u.shape[1] // 2, None]))
-    u = u - middle.astype(np.float32)
-    matrices = np.zeros((len(pieces), 3, 3))
-    for matrix, piece in zip(matrices, pieces, strict=True):
-        matrix[:len(piece.quadric.matrix)] = piece.quadric.matrix
-    k = matrices @ beam.ray
-    q = np.einsum("nij,nj->ni", matrices, beam.spot - np.array([p.quadric.center for p in pieces]))
-    a, b, c = np.einsum("nki,nkj->nij", k, k), np.einsum("nki,nk->ni", k, q), (q * q).sum(axis=1) - 1
-    discriminant = b[:, :, None] * b[:, None, :] - c[:, None, None] * a
-    half = np.sqrt(np.maximum(_quadratic(discriminant[owner], v, middle, u), 0))
-    inverse = np.float32(1) / _quadratic(a[owner], v, middle, u)
-    center = _linear(-b[owner], v, middle, u)
+    u -= middle.astype(np.float32)
+    half = _quadratic(forms.discriminant[owner], v, middle, u)
+    np.sqrt(np.maximum(half, 0, out=half), out=half)
+    inverse = np.reciprocal(_quadratic(forms.a[owner], v, middle, u))
+    center = _linear(-forms.b[owner], v, middle, u)
     center *= inverse
     half *= inverse
     low, high = center - half, center + half
-    for number in range(max(len(p.slabs) for p in pieces)):
-        slabs = [p.slabs[number] if number < len(p.slabs) else NO_SLAB for p in pieces]
-        normals = np.array([slab.normal for slab in slabs], dtype=np.float64)
-        starts = normals @ beam.spot
-        planes = [np.array([getattr(slab, end) for slab in slabs]) for end in ("low", "high")]
-        slope = _linear((normals @ beam.ray)[owner], v, middle, u)
+    for number in range(forms.n_slabs[owner].max()):
+        slope = _linear(forms.slopes[owner, number], v, middle, u)
         slope[np.abs(slope) < 1e-6] = 1e-6
-        np.divide(np.float32(1), slope, out=slope)
-        first, second = (np.clip(plane - starts, -1e6, 1e6).astype(np.float32)[owner, None] * slope for plane in planes)
+        first, second = (plane[:, None] / slope for plane in forms.planes[owner, number].T)
         np.maximum(low, np.minimum(first, second), out=low)
         np.minimum(high, np.maximum(first, second), out=high)
     return low, high

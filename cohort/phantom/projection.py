@@ -13,14 +13,15 @@ the middle of the chest. Not promised: solids behind the focal spot or the detec
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
-Point = Sequence[float] | Vector
+Point: TypeAlias = Sequence[float] | Vector
 Map = NDArray[np.float32]
+Point: TypeAlias = Sequence[float] | Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +180,9 @@ def ellipsoid(center: Point, radii: Point, turned: Vector | None = None) -> Quad
     return Quadric(center=c, matrix=axes.T / r[:, None], box=(c - reach, c + reach))
 
 
-def tube(start: Sequence[float], end: Sequence[float], radius: float) -> tuple[Solid, ...]:
+def tube(start: Point, end: Point, radius: float) -> tuple[Solid, ...]:
     """A straight round tube between two points, as two solids to intersect; cut at right angles to its axis."""
-    a, b = [float(value) for value in start], [float(value) for value in end]  # plain numbers: there are many tubes
+    a, b = list(map(float, start)), list(map(float, end))  # plain numbers: there are many tubes
     length = sqrt(sum((q - p) ** 2 for p, q in zip(a, b, strict=True)))
     x, y, z = axis = tuple((q - p) / length for p, q in zip(a, b, strict=True))
     across = (y, -x, 0.0) if abs(z) < 0.9 else (0.0, z, -y)

@@ -7,6 +7,8 @@ slow variations of exposure flattened as clinical processing does (Bushberg et a
 Imaging*).
 """
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
@@ -99,8 +101,18 @@ def display(signal: Map, exam: Exam) -> NDArray[np.uint8]:
     return np.clip((curve - bottom) / (top - bottom) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
+@cache
+def keep_memory() -> None:
+    """Free a large array once, so that glibc from then on reuses memory that it would return to the system.
+
+    Else every temporary array comes back as pages to be zeroed, which takes a fifth of the time. It changes no pixel.
+    """
+    np.empty(16 * 2**20, dtype=np.uint8)
+
+
 def render(exam: Exam, size: int = 128) -> NDArray[np.uint8]:
     """The radiograph of ``exam``: uint8 (size, size), size a power of two from 64 to 512."""
+    keep_memory()
     return display(expose(line_integrals(exam, size), exam, size), exam)
 
 

@@ -52,7 +52,7 @@ def rib_fracture(chest: Chest, severity: float, rng: np.random.Generator) -> Non
         along = (after - before) / np.linalg.norm(after - before)
         if healed[k]:
             for place in (-0.35, 0.35):
-                knot = ellipsoid((at + place * along).tolist(), (0.5 + 0.55 * severity,) * 3)
+                knot = ellipsoid(at + place * along, (0.5 + 0.55 * severity,) * 3)
                 chest.add([knot], bone * (0.35 + 0.9 * severity))
             continue
         outward = np.cross(along, up) * np.sign(np.cross(along, up) @ at)
