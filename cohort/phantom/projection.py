@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Point: TypeAlias = Sequence[float] | Vector
 Map = NDArray[np.float32]
-Point: TypeAlias = Sequence[float] | Vector
 
 
 @dataclass(frozen=True, kw_only=True)
