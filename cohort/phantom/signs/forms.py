@@ -20,6 +20,14 @@ def moved(solid: Quadric, by: Sequence[float]) -> Quadric:
     return Quadric(center=solid.center + shift, matrix=solid.matrix, box=(solid.box[0] + shift, solid.box[1] + shift))
 
 
+def between(solid: Quadric, low: float, high: float) -> tuple[Solid, ...]:
+    """The part of an ellipsoid between two heights, whose shadow is small if they are near to each other."""
+    bottom, top = (np.array([-np.inf, low, -np.inf]), np.array([np.inf, high, np.inf]))
+    box = (np.maximum(solid.box[0], bottom), np.minimum(solid.box[1], top))
+    part = Quadric(center=solid.center, matrix=solid.matrix, box=box)
+    return part, Slab(normal=(0, 1, 0), low=low, high=high)
+
+
 def column(top: Sequence[float], foot: Sequence[float], *, wide: float, deep: float) -> tuple[Solid, ...]:
     """A leaning column cut level at both ends, so that a stack of them bends without gap or overlap.
 

@@ -6,21 +6,13 @@ ray runs along the wall the shadow is a line, elsewhere it hardly shows, as in a
 Sources: Goodman, *Felson's Principles of Chest Roentgenology*; Hansell and others, Fleischner glossary (2008). In cm.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from cohort.phantom.build import SIDES, Build
 from cohort.phantom.chest import AIR, CALCIUM, LUNG, SOFT, Chest, heart, mediastinum
-from cohort.phantom.projection import Quadric, Slab, ellipsoid, rotation, tube
-from cohort.phantom.signs.forms import column, grown
+from cohort.phantom.projection import Slab, ellipsoid, rotation, tube
+from cohort.phantom.signs.forms import between, column, grown
 from cohort.phantom.signs.sign import Sign
-
-
-def line(chest: Chest, side: str, solid: Quadric, thickness: float, slabs: Sequence[Slab] = ()) -> None:
-    """Put the wall of ``solid``, a relative ``thickness`` outwards, into a lung as soft tissue."""
-    chest.fill(side, [grown(solid, 1 + thickness), *slabs])
-    chest.fill(side, [solid, *slabs], share=-1)
 
 
 def enlarge_heart(build: Build, severity: float, rng: np.random.Generator) -> None:
@@ -88,14 +80,14 @@ def pneumomediastinum(chest: Chest, severity: float, rng: np.random.Generator) -
     build = chest.build
     first = rng.choice(["left", "right"], p=[0.7, 0.3])
     other, high, low = rng.uniform(0.3, 1.0), rng.uniform(6.0, 10.0), rng.uniform(-8.0, -4.0)
-    beside_heart = Slab(normal=(0, 1, 0), low=low, high=3.2)
-    above_heart = Slab(normal=(0, 1, 0), low=2.2, high=high * build.height)
+    covers = ((heart(build), (low, 3.2)), (grown(mediastinum(build), 1.04), (2.2, high * build.height)))
     for side in SIDES:
         gap = (0.035 + 0.10 * severity) * (1.0 if side == first else other)
-        for covered, slab in ((heart(build), beside_heart), (grown(mediastinum(build), 1.04), above_heart)):
-            air = grown(covered, 1 + gap)
-            line(chest, side, air, 0.030 + 0.018 * severity, [slab])
-            chest.fill(side, [air, slab], AIR, share=1.0 + severity)
+        for covered, heights in covers:
+            air = between(grown(covered, 1 + gap), *heights)
+            chest.fill(side, between(grown(covered, (1 + gap) * (1.030 + 0.018 * severity)), *heights))
+            chest.fill(side, air, share=-1)
+            chest.fill(side, air, AIR, share=1.0 + severity)
     places, forms = rng.uniform((-3.4, 6.5), (3.4, 14.5), (12, 2)), rng.uniform((1.2, 0.7), (3.0, 1.5), (12, 2))
     for (x, y), (long, deep), lean in zip(places, forms, rng.normal(0, 0.08, 12), strict=True):
         streak = ellipsoid((x + lean * long, y, 0.5), (0.10 + 0.20 * severity, long, deep), rotation(about_z=-lean))
@@ -108,10 +100,11 @@ def azygos_lobe(chest: Chest, severity: float, rng: np.random.Generator) -> None
     out, foot, deep = rng.uniform(2.6, 4.4), rng.uniform(3.4, 4.8), rng.uniform(3.0, 4.5)
     drop = 0.5 + 0.5 * severity
     inner = ellipsoid((-2.2 * w, 10.0 * h, -1.0), (out * w, 10.0 * h - foot, deep))
-    line(chest, "right", inner, 0.03 + 0.05 * severity, [Slab(normal=(-1, 0, 0), low=2.9 * w)])
+    outside = Slab(normal=(-1, 0, 0), low=2.9 * w)
+    chest.fill("right", [grown(inner, 1.03 + 0.05 * severity), outside])
+    chest.fill("right", [inner, outside], share=-1)
+    chest.fill("right", [inner, outside], LUNG + 0.012 * severity)  # its own lobe is a little denser
     chest.fill("right", [ellipsoid((-3.5 * w, foot + 0.5, -1.0), (drop, 1.7 * drop, drop))])
-    behind = Slab(normal=(-1, 0, 0), low=2.9 * w)
-    chest.fill("right", [inner, behind], LUNG + 0.012 * severity)
 
 
 MEDIASTINUM: dict[str, Sign] = {
