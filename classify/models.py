@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from cohort.stage import write_atomically
 
 CARD = "card.json"
 WEIGHTS = ("raw", "ema")
+UNFIT = (OSError, RuntimeError, ValueError, SafetensorError)
+"""What a file of weights that is missing, damaged or of another model raises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """Read safetensors into ``model``; raises ``TailfillError`` naming the file when they do not fit."""
     try:
         model.load_state_dict(load_file(file))
-    except (OSError, RuntimeError, ValueError) as error:
+    except UNFIT as error:
         raise TailfillError(f"{file}: cannot be loaded into this model: {str(error).splitlines()[0]}") from error
 
 
@@ -107,7 +110,7 @@ def load_backbone(model: nn.Module, file: Path) -> None:
         state = load_file(file)
         own = {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
         model.load_state_dict({key: value for key, value in state.items() if not key.startswith(prefix)} | own)
-    except (OSError, RuntimeError, ValueError) as error:
+    except UNFIT as error:
         raise TailfillError(f"{file}: is no backbone of this model: {str(error).splitlines()[0]}") from error
 
 

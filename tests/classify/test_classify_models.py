@@ -8,7 +8,9 @@ from classify.fitting import new_learner
 from classify.models import (
     Card,
     build_classifier,
+    load_backbone,
     load_classifier,
+    load_weights,
     predict_logits,
     save_card,
     save_weights,
@@ -81,6 +83,17 @@ def test_wrong_size_labels_and_weights_are_refused(tmp_path, model):
     save_weights(build_classifier(NAME, 3).state_dict(), tmp_path / "ema.safetensors")
     with pytest.raises(TailfillError, match=r"ema\.safetensors"):
         load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_weights, load_backbone])
+@pytest.mark.parametrize("spoil", [lambda content: content[:-100], lambda content: b"version https://git-lfs", None])
+def test_a_damaged_file_of_weights_is_named(tmp_path, model, load, spoil):
+    file = tmp_path / "ema.safetensors"
+    if spoil is not None:
+        save_weights(model.state_dict(), file)
+        file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(TailfillError, match=r"ema\.safetensors: "):
+        load(model, file)
 
 
 def test_average_starts_as_a_copy_and_then_lags(model):
