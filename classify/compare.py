@@ -180,7 +180,7 @@ def decide_verdict(compared: Comparison, cohort: Cohort, config: CompareConfig, 
         positive_patients={label: compared.support[label][1] for label in members},
         n_patients=compared.support[end.group][1], n_seeds=n_seeds, preregistered=preregistered,
         oracle=compared.interval(arm="oracle", rival=end.rival, metric=end.metric, label=end.group)
-        if ("oracle", end.rival) in compared.pairs else None,
+        if "oracle" in compared.source.arms and end.rival != "oracle" else None,
     )
     kept = [label for label in members if label not in thin_classes(case)]
     supported = compared.over(kept, **key) if kept and len(kept) < len(members) else None
@@ -195,7 +195,8 @@ def beside_the_endpoint(compared: Comparison, cohort: Cohort, run: Run, config: 
         table = recovered_rows(compared, slots)
         found["recovered"] = (table, recovered_sentence(table, arm=end.arm, label=end.group, metric=end.metric))
     if controls:
-        table = control_rows(compared, slots or rivals_of(run.arms), controls=controls, metric=end.metric)
+        rivals = (slots or rivals_of(run.arms)) | {end.arm: end.rival}
+        table = control_rows(compared, rivals, controls=controls, metric=end.metric)
         found["controls"] = (table, control_sentence(table))
     return found
 

@@ -2,7 +2,8 @@
 
 Whatever an arm gains on them is an artefact of the method or chance. They are planned, generated and given slots like
 tail findings, but belong to no group of findings: not to the tail, and not to ``all``. One family of tests: every arm
-against its rival, every control, Holm's step-down adjusted p over all of them.
+against its rival (the endpoint's arm against the endpoint's rival), every control, Holm's step-down adjusted p over all
+of them.
 
 Not promised: that a significant control proves a fault (one run in twenty shows one by chance), or that none excludes
 it.

@@ -48,7 +48,6 @@ class Comparison:
     """One row per arm, rival (null: the arm's own value), class or group, and metric."""
     seeds: pd.DataFrame
     """The paired delta of each seed: arm, rival, label, metric, seed, delta."""
-    pairs: Sequence[tuple[str, str]]
     support: Mapping[str, tuple[int, int]]
     """Positive test images and patients of each class and group."""
     source: "Source"
@@ -150,7 +149,7 @@ def compare_arms(*, values: Array, resampled: Array, scored: Scored, arms: Seque
     frame = pd.DataFrame(rows)
     for name, count in (("n_positive_images", 0), ("n_positive_patients", 1)):
         frame[name] = [counts[label][count] for label in frame["label"]]
-    return Comparison(rows=frame, seeds=pd.DataFrame(seeds), pairs=list(pairs), support=counts, source=source)
+    return Comparison(rows=frame, seeds=pd.DataFrame(seeds), support=counts, source=source)
 
 
 def _row(source: Source, arm: str, rival: str | None, label: str, metric: str) -> dict[str, Any]:

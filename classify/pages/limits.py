@@ -44,8 +44,9 @@ def _limits_of_design(evidence: Evidence) -> list[str]:
         found.append(f"{seeds} seeds per arm are too few for a claim (5 are wanted); the spread between trainings is "
                      "itself uncertain.")
     if not evidence.recovered.empty:
-        found.append("The recovered share is measured against new real images in the same slots, and no more of them; "
-                     "a generator that has seen the finding elsewhere makes it optimistic.")
+        found.append("The recovered share is measured against new real images in the slots that synthetic ones have or "
+                     "were meant to have: one that found no image counts as nothing recovered. A generator that has "
+                     "seen the finding elsewhere makes the share optimistic.")
     return found
 
 

@@ -122,6 +122,17 @@ def test_a_gain_on_a_control_is_called_an_artefact(tmp_path, stamps_at_once):
     assert "artefact" in verdict["controls"]
 
 
+def test_controls_follow_the_endpoint_and_the_oracle_counts_whatever_pairs_are_shown(tmp_path, stamps_at_once):
+    fake = fresh(tmp_path / "run", ("real", "synthetic", "oracle"))
+    flags = ("--compare.endpoint.rival", "real", "--compare.pairs", '[["synthetic", "real"]]')
+    stamp = fake.predict(oracle=2.0).compare(stamps_at_once, *flags)
+    assert stamp["extra"]["pairs"] == [["synthetic", "real"]]
+    assert stamp["extra"]["verdict"]["sensitivity"] == "shown"
+    table = fake.table("controls")
+    assert set(zip(table["arm"], table["rival"], strict=True)) == {("synthetic", "real")}
+    assert "Negative controls (Nodule): none of 1" in stamp["extra"]["verdict"]["controls"]
+
+
 def test_controls_without_any_test_say_why():
     table = pd.DataFrame({"arm": ["oracle"], "rival": ["duplicate"], "label": ["Infarction"], "p": [np.nan],
                           "significant": [False], "reason": ["fewer than 10 positive patients"]})
