@@ -1,7 +1,7 @@
 """The tables that stages speak through: one pandera schema each, validated on every write and every read.
 
 Label columns are Int8 with 1, 0 or null for unknown; they stand in every table under the label's own name, so no label
-may be called like a reserved column. Parquet keeps the order of the rows; readers never depend on it.
+may be called like a reserved column, nor like a group. Parquet keeps the order of the rows; readers never depend on it.
 """
 
 import io
@@ -23,8 +23,11 @@ RESERVED = frozenset(
         "prompt", "negative_prompt", "charged_to", "label_source_id", "init_image_id", "strength", "seed",
         "batch", "round", "keep", "reason", "status", "error", "sha256", "height", "width", "seconds", "rank",
         "micro_batch", "slot_id", "repeat", "labels_from", "loss_weight", "phase", "fold", "arm", "weights",
+        "head", "medium", "tail", "control", "all",  # groups, which stand beside labels in the tables of a comparison
+        "negative",  # what a matched negative is charged to, in place of a label
     )
 )
+"""What no label may be called."""
 
 
 def _text(*, nullable: bool = False, unique: bool = False, isin: Sequence[str] | None = None) -> pa.Column:
@@ -186,7 +189,7 @@ class Cohort:
     frame: pd.DataFrame
     labels: list[str]
     groups: dict[str, str]
-    """Label to ``head``, ``medium`` or ``tail``, fixed by the train split's real images."""
+    """Label to ``head``, ``medium``, ``tail`` or ``control``; fixed when the cohort was prepared."""
     roots: dict[str, Path]
     salt: str
     folder: Path

@@ -31,6 +31,11 @@ def test_only_train_rows_count() -> None:
     assert assign_groups(pd.concat([frame_of({"a": 5}, n=1000), test]), ["a"]) == {"a": "tail"}
 
 
+def test_a_source_may_know_the_group() -> None:
+    frame = frame_of({"a": 5, "b": 5}, n=1000)
+    assert assign_groups(frame, ["a", "b"], known={"a": "medium"}) == {"a": "medium", "b": "tail"}
+
+
 def test_a_label_unknown_everywhere_is_named() -> None:
     with pytest.raises(TailfillError, match=r"label 'a'.*unknown in every train image"):
         assign_groups(frame_of({"a": 0}, n=0, unknown=5), ["a"])
@@ -61,7 +66,7 @@ def test_vector_refuses(findings: str, told: str) -> None:
         NIH_14.vector(findings)
 
 
-@pytest.mark.parametrize("labels", [("Mass", "view"), ("logit_x",), ("Mass", "Mass"), (), (" ",)])
+@pytest.mark.parametrize("labels", [("Mass", "view"), ("tail",), ("negative",), ("logit_x",), ("Mass", "Mass"), (), (" ",)])
 def test_a_label_space_refuses_reserved_and_repeated_names(labels: tuple[str, ...]) -> None:
     with pytest.raises(TailfillError):
         LabelSpace(name="x", labels=labels)
