@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 
 from classify.arm import check_arm
 from classify.features import load_features, logits_of_features
-from classify.models import WEIGHTS, load_classifier, predict_logits
+from classify.models import WEIGHTS, load_card, load_classifier, predict_logits
 from classify.train import train_folder
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
@@ -99,8 +99,7 @@ def predict(run: Run, config: PredictConfig, *, arm: str, seed: int) -> None:
     frame = cohort.split(*SPLITS)
     if accelerator.is_main_process:
         stage.begin()
-    _, card = load_classifier(folder)
-    cache = run.folder / "cache"
+    card, cache = load_card(folder), run.folder / "cache"
     with accelerator.main_process_first():  # the first writes the cache of pixels, the others read it
         images = load_images(cohort.image_paths(frame), card.image_size, cache, threads=run.threads)
     table = predict_frame(images, frame, cohort, folder, arm=arm, seed=seed, batch_size=config.batch_size,
