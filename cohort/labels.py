@@ -1,8 +1,8 @@
 """Label spaces, and which of their labels are scarce.
 
 A label is 1, 0 or unknown (null); unknown stays unknown and counts neither as positive nor in a denominator. Names are
-CXR-LT's wording, the order of a space is the order of the columns in every table. Groups are fixed once per cohort,
-from the real images of the train split, and stored in the cohort's stamp.
+CXR-LT's wording, the order of a space is the order of the columns in every table. Groups are fixed once per cohort and
+stored in its stamp: from the real images of the train split, unless the source knows them.
 
 Not promised: that a label is true. NIH's labels are mined from reports (the NIH states over 90 % accuracy).
 """
@@ -83,17 +83,19 @@ def group_of(share: float) -> str:
     return "head" if share > HEAD_ABOVE else "tail" if share < TAIL_BELOW else "medium"
 
 
-def assign_groups(frame: pd.DataFrame, labels: Sequence[str], *, controls: Sequence[str] = ()) -> dict[str, str]:
+def assign_groups(
+    frame: pd.DataFrame, labels: Sequence[str], *, known: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """``head``, ``medium`` or ``tail`` per label, from the known labels of the rows with split ``train``.
 
-    Labels in ``controls`` are ``control`` instead. Raises ``TailfillError`` for a label that is unknown in every train
-    image: it has no prevalence, hence no group.
+    A group in ``known`` is taken as it is. Raises ``TailfillError`` for a label that is unknown in every train image:
+    it has no prevalence, hence no group.
     """
     groups = {}
     for label, share in prevalence(frame[frame["split"] == "train"], labels).items():
         if share != share:
             raise TailfillError(f"label '{label}': unknown in every train image, so it has no group; leave it out")
-        groups[label] = CONTROL if label in controls else group_of(share)
+        groups[label] = (known or {}).get(label) or group_of(share)
     return groups
 
 

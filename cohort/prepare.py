@@ -173,7 +173,7 @@ def draw_splits(frame: pd.DataFrame, space: LabelSpace, config: PrepareConfig) -
 def write_cohort(stage: Stage, table: SourceTable, frame: pd.DataFrame, root: Path) -> None:
     """Write the tables and the stamp."""
     labels = list(table.space.labels)
-    groups = assign_groups(frame, labels, controls=table.controls)
+    groups = assign_groups(frame, labels, known=table.groups)
     outputs = {"cohort.parquet": frame, "counts.parquet": count_labels(frame, labels, groups)}
     if table.bad:
         outputs["rejected.parquet"] = pd.DataFrame(

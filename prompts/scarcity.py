@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cohort.errors import TailfillError, nearest
-
-GROUPS = ("head", "medium", "tail", "control")
+from cohort.labels import CONTROL, GROUPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,8 @@ def find_scarce(
 
     Raises ``TailfillError`` for a name that is neither group nor label, and when nothing is left to be scarce.
     """
-    for where, given, legal in (("plan.scarce", names, [*GROUPS, *labels]), ("plan.per_class", per_class, [*labels])):
+    any_name = [*GROUPS, CONTROL, *labels]
+    for where, given, legal in (("plan.scarce", names, any_name), ("plan.per_class", per_class, [*labels])):
         for name in given:
             if name not in legal:
                 raise TailfillError(f"{where}: unknown name '{name}'{nearest(name, legal)}")

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from cohort.phantom.exam import Exam, Patient, Sign
-from cohort.phantom.prevalence import CAUSES, CONTROLS, FINDINGS, VIEW_AP, derive, loadings, nominal_group
+from cohort.phantom.prevalence import CAUSES, CONTROLS, FINDINGS, VIEW_AP, derive, loadings
 from cohort.phantom.settings import PhantomConfig
 from cohort.phantom.sites import CASE_MIXES, SITES
 from cohort.tables import SPLITS
@@ -124,7 +124,7 @@ def draw_batch(config: PhantomConfig, number: int) -> Iterator[Case]:
     coin = people.coin[:, [COINS.index(name) for name in config.controls]] < config.shares(config.controls)[split]
     coin = np.broadcast_to(coin[:, None], (BATCH, MOST, coin.shape[1]))
     labels = record(config, number, np.concatenate([severity > 0, coin], axis=2), split)
-    wanted = [name in config.only_with or nominal_group(name) in config.only_with for name in config.labels]
+    wanted = np.isin(config.labels, config.asked_for)
     keep = labels[..., wanted].any(axis=2) if config.only_with else np.ones((BATCH, MOST), dtype=bool)
     for p, s in np.argwhere(keep & (people.images > 0)):
         for image in range(people.images[p, s]):

@@ -10,7 +10,7 @@ import numpy as np
 
 from cohort.config import require_values
 from cohort.errors import TailfillError, nearest
-from cohort.labels import CONTROL, GROUPS
+from cohort.labels import CONTROL, GROUPS, group_of
 from cohort.phantom.prevalence import CONTROLS, CORE, FINDINGS, LABELS, NORMAL, base_prevalence, nominal_group
 from cohort.phantom.sites import CASE_MIXES, SITES
 from cohort.tables import SPLITS
@@ -30,7 +30,7 @@ class PhantomConfig:
     site: Literal["A", "B"] = "A"
     """Hospital: A, or B, a referral centre with another machine and eight times as many rare findings."""
     size: int = 128
-    """Height and width, pixels; 64 to 512."""
+    """Height and width, pixels; a multiple of 32 from 64 to 512."""
     findings: Literal["all", "core"] | tuple[str, ...] = "all"
     """Labels: ``all`` 30, the ``core`` of 12 and Normal, or a list."""
     val_share: float = 0.1
@@ -45,7 +45,8 @@ class PhantomConfig:
     """Share of the positives that are recorded as negative, for all labels or by label; 0 to .5. As many negatives
     become positive, so prevalence stays. Test is never noisy."""
     only_with: tuple[str, ...] = ()
-    """Keep only images positive for one of these labels or groups (head, medium, tail, control); empty keeps all."""
+    """Keep only images positive for one of these labels or groups (head, medium, tail, control; those of site A, also
+    at site B); empty keeps all."""
 
     def __post_init__(self) -> None:
         """Raise ``TailfillError`` for the first value out of range."""
@@ -53,7 +54,7 @@ class PhantomConfig:
         require_values(
             "phantom", images=(self.images, self.images >= 1, "1 or more"),
             seed=(self.seed, self.seed >= 0, "0 or more"), site=(self.site, self.site in SITES, ", ".join(SITES)),
-            size=(self.size, 64 <= self.size <= 512, "64 to 512"),
+            size=(self.size, 64 <= self.size <= 512 and self.size % 32 == 0, "a multiple of 32 from 64 to 512"),
             val_share=(self.val_share, shares, "0 or more, and below 1 together with test_share"),
             test_share=(self.test_share, shares, "0 or more, and below 1 together with val_share"),
             val_enrichment=(self.val_enrichment, 1 <= self.val_enrichment <= 100, "1 to 100"),
@@ -77,6 +78,9 @@ class PhantomConfig:
             raise TailfillError(f"phantom.findings: '{NORMAL}' is derived; wanted too: a label with a visible sign")
         if not self.labels:
             raise TailfillError("phantom.findings is empty; wanted: one label or more")
+        if self.only_with and not self.asked_for:
+            raise TailfillError(f"phantom.only_with is {', '.join(self.only_with)}, to which none of phantom.findings "
+                                "belongs; wanted: what at least one label is or belongs to")
         highest = self.shares(self.drawn + self.controls).max()
         if highest > COMMONEST:
             raise TailfillError(f"phantom.val_enrichment {self.val_enrichment:g} and test_enrichment "
@@ -98,6 +102,21 @@ class PhantomConfig:
     def controls(self) -> tuple[str, ...]:
         """The labels that leave no visible sign, in their order."""
         return tuple(label for label in self.labels if label in CONTROLS)
+
+    @property
+    def asked_for(self) -> tuple[str, ...]:
+        """The labels that ``only_with`` names, themselves or by their group, in their order."""
+        return tuple(label for label in self.labels if {label, nominal_group(label)} & {*self.only_with})
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Group by label: ``control``, or what follows from its prevalence in train as it is set, not as it came out.
+
+        So what is enriched, pooled and scored as the tail is the same whatever the seed.
+        """
+        set_shares = dict(zip(self.drawn, self.shares(self.drawn)[SPLITS.index("train")].tolist(), strict=True))
+        return {label: group_of(set_shares[label]) if label in set_shares else nominal_group(label)
+                for label in self.labels}
 
     def shares(self, labels: tuple[str, ...]) -> np.ndarray:
         """(3, n) float64: the prevalence of signs and controls per split, in the order of ``SPLITS``."""

@@ -42,7 +42,7 @@ def read(config: PhantomConfig, root: Path) -> SourceTable:
     space = LabelSpace(name="phantom", labels=config.labels)
     frame = to_frame({line: _record(case, config) for line, case in enumerate(cases)}, space)
     return SourceTable(file=root, space=space, frame=frame, n_read=len(frame), patient_ids="given", bad=[],
-                       controls=config.controls, about=describe(config),
+                       groups=config.groups, about=describe(config),
                        write_images=partial(write_images, [case.exam for case in cases], root, config.size))
 
 

@@ -49,8 +49,8 @@ class SourceTable:
     bad: list[BadRow]
     nulled: dict[str, set[int]] = field(default_factory=lambda: {"view": set(), "age": set(), "sex": set()})
     """Lines whose view, age or sex was implausible or not understood, and became null."""
-    controls: Sequence[str] = ()
-    """Labels that are known to leave no visible sign."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Groups that the source knows, by label; those of other labels follow from the train images."""
     about: Mapping[str, object] = field(default_factory=dict)
     """What else the stamp is to say of the source."""
     write_images: Callable[..., None] | None = None

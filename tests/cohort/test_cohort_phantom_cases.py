@@ -199,8 +199,20 @@ def test_a_pool_of_new_patients_holds_only_what_was_asked_for() -> None:
     assert carriers["image_id"].tolist()[:n] == pool["image_id"].tolist()[:n]
 
 
+def test_groups_are_those_of_the_frequencies_whatever_the_seed() -> None:
+    """What is enriched and pooled as the tail is scored as the tail, though a medium label may come out below 1 %."""
+    for settings in ({}, {"findings": "core", "test_enrichment": 10.0}, {"label_noise": 0.2}):
+        config = PhantomConfig(**settings)  # type: ignore[arg-type]
+        assert config.groups == {label: nominal_group(label) for label in config.labels}
+    referred = PhantomConfig(site="B").groups
+    assert {referred[label] for label in TAIL} == {"medium"}
+    assert {label for label in LABELS if referred[label] == CONTROL} == set(CONTROLS)
+
+
 @pytest.mark.parametrize(("settings", "culprit"), [
     ({"images": 0}, "phantom.images is 0"), ({"seed": -1}, "phantom.seed is -1"), ({"size": 32}, "64 to 512"),
+    ({"size": 100}, "phantom.size is 100; wanted: a multiple of 32 from 64 to 512"),
+    ({"findings": ("Edema",), "only_with": ("tail", "medium")}, "phantom.only_with is tail, medium, to which none"),
     ({"site": "C"}, "phantom.site is 'C'"), ({"val_share": 0.5, "test_share": 0.5}, "phantom.val_share is 0.5"),
     ({"test_enrichment": 0.5}, "phantom.test_enrichment is 0.5"),
     ({"test_enrichment": 90.0}, "in 54% of the images; wanted: 50%"),

@@ -1,6 +1,7 @@
 """Line integrals against sampling along the ray, and the radiograph's physics."""
 
 from dataclasses import replace
+from math import gcd
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from cohort.phantom.exam import Exam, Patient
 from cohort.phantom.pieces import Piece, integrate
 from cohort.phantom.projection import Beam, Slab, Solid, Span, ellipsoid, hull, intersect, rotation, tube
 from cohort.phantom.radiograph import display, expose, line_integrals, make_beam, oversampling, render
+from cohort.phantom.settings import PhantomConfig
 from cohort.phantom.sites import SITES
 
 N_SAMPLES = 20_000
@@ -155,6 +157,15 @@ def test_any_size_shows_the_same_chest(size: int) -> None:
     pooled = image.reshape(64, factor, 64, factor).mean(axis=(1, 3))
     assert np.abs(pooled - small).mean() < 3.0
     assert np.corrcoef(pooled.ravel(), small.ravel())[0, 1] > 0.998
+
+
+@pytest.mark.parametrize("size", [96, 224])
+def test_a_size_need_not_be_a_power_of_two(size: int) -> None:
+    assert PhantomConfig(size=size).size == size
+    quiet = exam(site=replace(SITES["A"], photons=1e9, blur_mm=1e-3))
+    common = gcd(size, 64)
+    small, image = (render(quiet, n).reshape(common, n // common, common, -1).mean(axis=(1, 3)) for n in (64, size))
+    assert np.corrcoef(small.ravel(), image.ravel())[0, 1] > 0.998
 
 
 def test_the_signal_obeys_beer_lambert_scatter_and_counting() -> None:
