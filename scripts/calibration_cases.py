@@ -1,0 +1,89 @@
+"""Planted sets of "synthetic" images whose worth is known, and whether the filter would have caught the bad ones.
+
+    helpful      new real images: as good as a generator can be
+    useless      repeats of the training images under another name
+    half wrong   new images, half of them with the finding that they are charged to taken away, the label left
+    all wrong    the same for all of them
+    memorised    altered copies of training images: moved, turned, re-exposed, noisy
+
+Each set comes as made, and as what the filter's rule ``label_agreement`` keeps of it, with a critic that is the arm
+``real``'s head from seeds of its own. Not promised: that other rules or a memorisation gate would not catch more.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from calibration_pools import Pools
+
+from cohort.tables import Cohort
+from synth.judging.rules import Evidence, RealImages, label_agreement, worst_margin
+
+Planted = Callable[[Pools, int, np.random.Generator], pd.DataFrame]
+"""From the pools, the cohort's number and a generator to images: the cohort's columns, charged_to, label_source_id and
+row."""
+FILTERED = ", filtered"
+
+
+def helpful(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
+    """New images."""
+    return pools.new.assign(label_source_id=None)
+
+
+def useless(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
+    """The training images that the copies were made of."""
+    row_of = pools.cohorts[cohort].frame.set_index("image_id")["row"]
+    copies = pools.copies[cohort]
+    return copies.assign(row=row_of.loc[copies["label_source_id"]].to_numpy(), label_source_id=None)
+
+
+def half_wrong(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
+    """New images, a random half of each label without it."""
+    order = rng.permutation(len(pools.new))
+    rank = pools.new["charged_to"].iloc[order].to_frame().groupby("charged_to").cumcount().sort_index()
+    wrong = (rank % 2 == 0).to_numpy()
+    return pools.new.assign(label_source_id=None, wrong=wrong,
+                            row=np.where(wrong, pools.new["row_without"], pools.new["row"]))
+
+
+def all_wrong(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
+    """New images without the finding that they are charged to."""
+    return pools.new.assign(label_source_id=None, wrong=True, row=pools.new["row_without"])
+
+
+def memorised(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Altered copies, each in a slot of its source."""
+    return pools.copies[cohort]
+
+
+PLANTED: dict[str, Planted] = {"helpful": helpful, "useless": useless, "half wrong": half_wrong,
+                               "all wrong": all_wrong, "memorised": memorised}
+
+
+def plant(pools: Pools, cohort: int, critic: np.ndarray, *, seed: Sequence[int]) -> dict[str, pd.DataFrame]:
+    """Every planted set of a cohort, filtered or not: name to images with ``keep``.
+
+    ``critic``: float (n_images, n_labels), its logits of all rows of the pools' features.
+    """
+    sets = {}
+    for at, (name, make) in enumerate(PLANTED.items()):
+        made = make(pools, cohort, np.random.default_rng([*seed, at]))
+        made = made if "wrong" in made else made.assign(wrong=False)
+        margin = agreement(made, pools.cohorts[cohort], critic)
+        sets[name] = made.assign(keep=True, judged=~np.isnan(margin), agrees=~(margin < 0))
+        sets[name + FILTERED] = sets[name].assign(keep=sets[name]["agrees"])
+    return sets
+
+
+def agreement(made: pd.DataFrame, cohort: Cohort, critic: np.ndarray) -> np.ndarray:
+    """Each image's margin under ``label_agreement``, float64 (n,): below 0 it is dropped, NaN where nothing judges it.
+    """
+    val = cohort.split("val")
+    criteria = label_agreement(Evidence(
+        images=np.zeros((len(made), 0, 0), dtype=np.uint8), asked=made[cohort.labels], scarce=cohort.scarce,
+        charged_to=made["charged_to"].to_numpy(dtype=object), logits=critic[made["row"]].astype(np.float64),
+        train=RealImages(labels=cohort.split("train")[cohort.labels], patients=np.zeros(0)),
+        val=RealImages(labels=val[cohort.labels], patients=val["patient_id"].to_numpy(dtype=object),
+                       logits=critic[val["row"]].astype(np.float64)),
+    ))
+    return worst_margin(criteria, len(made))
