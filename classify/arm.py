@@ -72,11 +72,11 @@ def check_arm(run: Run, arm: str, seed: int) -> None:
                             f"{FIRST_EXTRA_SEED} and above")
 
 
-def check_phases(arm: str, phase_2_share: float) -> None:
-    """Raise ``TailfillError`` for an arm with a second phase that no step would reach."""
-    if ARMS[arm].has_phase_2 and not phase_2_share:
-        raise TailfillError(f"train.phase_2_share is 0, and the arm '{arm}' has a second phase; wanted: above 0, or no "
-                            "such arm")
+def check_phases(arm: str, *, phase_2_share: float, steps: int) -> None:
+    """Raise ``TailfillError`` for an arm of two phases, one of which none of ``steps`` would reach."""
+    if ARMS[arm].has_phase_2 and not 0 < round(steps * phase_2_share) < steps:
+        raise TailfillError(f"train.phase_2_share is {phase_2_share:g}, and the arm '{arm}' has two phases; wanted: a "
+                            f"share that leaves each some of the {steps} steps (train.steps), or no such arm")
 
 
 def arm_stage(run: Run, config: ArmConfig, *, arm: str, seed: int) -> Stage:

@@ -179,7 +179,7 @@ class Job:
 
     def stage(self) -> Stage:
         """The stage; raises ``TailfillError`` with the command to type when something it needs is missing."""
-        check_phases(self.arm, self.config.phase_2_share)
+        check_phases(self.arm, phase_2_share=self.config.phase_2_share, steps=self.recipe.steps)
         other = ("steps", "lr", "init_seed") if self.is_extra else ("base_steps", "base_lr")
         unused = (*other, "checkpoint_every", "backbone", *(() if self.trains_head_only else ("head_only",)))
         settings = {key: value for key, value in asdict(self.config).items() if key not in unused}

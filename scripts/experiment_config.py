@@ -18,6 +18,7 @@ import yaml
 from classify.arm import check_arm, check_phases
 from classify.arms.rivals import ARMS
 from classify.compare import CompareConfig, registration
+from classify.train import TrainConfig
 from classify.training import share_batch
 from cohort.config import Run, check_keys, load_yaml, resolve_paths
 from cohort.errors import TailfillError, fail
@@ -78,7 +79,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     if built.processes < 1:
         raise TailfillError(f"--processes is {built.processes}; wanted: 1 or more")
     run = Run(**{f.name: built[f.name] for f in fields(Run)})
-    check_arms(run, built["compare"], phase_2_share=built["train"].phase_2_share, sections=content)
+    check_arms(run, built["compare"], built["train"], sections=content)
     check_together(built, content, file)
     plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
     return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
@@ -110,14 +111,14 @@ def fix(file: Path, content: bytes) -> None:
                             "give another run folder")
 
 
-def check_arms(run: Run, compare: CompareConfig, *, phase_2_share: float, sections: Collection[str]) -> None:
+def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections: Collection[str]) -> None:
     """Raise ``TailfillError`` for an arm that is unknown or lacks something, and for a section that no arm needs.
 
     Likewise for an endpoint about an arm that is not in the experiment.
     """
     for arm in run.arms:
         check_arm(run, arm, 0)
-        check_phases(arm, phase_2_share)
+        check_phases(arm, phase_2_share=train.phase_2_share, steps=train.steps)
     for section in FURTHER:
         users = [arm for arm in run.arms if section in ARMS[arm].needs]
         if bool(users) != (section in sections):

@@ -137,7 +137,7 @@ class Arm:
     needs: tuple[str, ...] = ()
     """The stages, beside the cohort, whose images it uses."""
     has_phase_2: bool = False
-    """Whether it ends on slots of its own, for which train.phase_2_share must leave steps."""
+    """Whether it ends on slots of its own, for which train.phase_2_share must leave some of the steps."""
 
 
 LAYOUT = ("slots_per_class", "negatives")

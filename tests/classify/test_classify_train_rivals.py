@@ -49,7 +49,8 @@ def test_every_arm_makes_the_same_steps_whatever_its_phases(run, arm):
     assert (counts["steps"], counts["images_seen"]) == (4, 32)
 
 
-def test_a_second_phase_that_no_step_reaches_is_refused_before_any_work(run):
-    with pytest.raises(TailfillError, match=r"phase_2_share is 0.*'synthetic-then-real'"):
-        go(run, "synthetic-then-real")
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_a_phase_that_no_step_reaches_is_refused_before_any_work(run, share):
+    with pytest.raises(TailfillError, match=rf"phase_2_share is {share:g}, .*'synthetic-then-real'.* 4 steps"):
+        go(run, "synthetic-then-real", replace(CONFIG, phase_2_share=share))
     assert not (run.folder / "train").exists()

@@ -66,7 +66,9 @@ def test_vector_refuses(findings: str, told: str) -> None:
         NIH_14.vector(findings)
 
 
-@pytest.mark.parametrize("labels", [("Mass", "view"), ("tail",), ("negative",), ("logit_x",), ("Mass", "Mass"), (), (" ",)])
+@pytest.mark.parametrize("labels", [
+    ("Mass", "view"), ("tail",), ("negative",), ("logit_x",), ("Mass", "Mass"), (), (" ",),
+])
 def test_a_label_space_refuses_reserved_and_repeated_names(labels: tuple[str, ...]) -> None:
     with pytest.raises(TailfillError):
         LabelSpace(name="x", labels=labels)
