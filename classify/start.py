@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from classify.models import CARD, Card, build_classifier, load_backbone, load_card, load_weights, reset_head
 from cohort.errors import TailfillError
-from cohort.pipeline import read_stamp
-from cohort.provenance import FILE, check_no_overlap
+from cohort.provenance import FILE
 from cohort.stage import verify
-from cohort.tables import Cohort
 
 WEIGHTS_FILE = "ema.safetensors"
 
@@ -55,11 +53,6 @@ class Start:
     def names_patients(self) -> bool:
         """Whether the folder says whose images its weights have seen."""
         return (self.folder / FILE).is_file()
-
-    def is_known(self, cohort: Cohort) -> bool:
-        """Whether all that the weights have seen is known; raises ``TailfillError`` if test patients are among it."""
-        extra = (read_stamp(self.folder) or {}).get("extra", {})
-        return self.names_patients and check_no_overlap(self.folder, cohort) and extra.get("provenance") != "unknown"
 
 
 def fitting_card(folder: Path, *, model: str, image_size: int) -> Card:

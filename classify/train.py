@@ -39,7 +39,7 @@ from classify.training import CHECKPOINT, check_precision, start_accelerator
 from cohort.config import Run, parse, path
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.pipeline import read_stamp
-from cohort.provenance import FILE, check_no_overlap, write_patients
+from cohort.provenance import FILE, check_no_overlap, is_known, write_patients
 from cohort.stage import Stage, verify
 from cohort.tables import Cohort, arm_schema, load_cohort, read_table, write_table
 
@@ -277,7 +277,7 @@ def train(job: Job) -> None:
     learner = fit(learns, slots, feed, loss, recipe=job.recipe, checkpoint=stage.folder / CHECKPOINT,
                   accelerator=accelerator)
     if accelerator.is_main_process:
-        known = not job.config.pretrained if job.start is None else job.start.is_known(cohort)
+        known = not job.config.pretrained if job.start is None else is_known(job.start.folder, cohort)
         write_results(job, stage, learner, card, model=model, prefix=prefix, n_slots=len(slots.index), extra={
             "processes": accelerator.num_processes, "provenance": "this run" if known else "unknown"})
     accelerator.end_training()

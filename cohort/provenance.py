@@ -16,6 +16,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from cohort.errors import TailfillError
+from cohort.pipeline import read_stamp
 from cohort.tables import Cohort, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -58,3 +59,15 @@ def check_no_overlap(folder: Path, cohort: Cohort, *, splits: tuple[str, ...] = 
         log.warning("%s: %d of its patients are of another cohort and cannot be compared: provenance unknown", folder,
                     foreign)
     return not foreign
+
+
+def is_known(folder: Path | None, cohort: Cohort) -> bool:
+    """Whether all patients that the weights in ``folder`` have seen are known, to the stages they build on and back.
+
+    False without a folder, or in one that does not say whose images it learnt from. Raises ``TailfillError`` if test
+    patients are among them.
+    """
+    if folder is None or not (folder / FILE).is_file():
+        return False
+    extra = (read_stamp(folder) or {}).get("extra", {})
+    return check_no_overlap(folder, cohort) and extra.get("provenance") != "unknown"

@@ -34,8 +34,7 @@ from classify.training import (
 )
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import read_stamp
-from cohort.provenance import FILE, check_no_overlap, write_patients
+from cohort.provenance import FILE, check_no_overlap, is_known, write_patients
 from cohort.stage import Stage
 from cohort.tables import Cohort, load_cohort, write_table
 from synth.drawing.pipelines import owning_stage, resolve_pipeline, weights_hash
@@ -126,12 +125,6 @@ def finish(trainer: Trainer, n_images: int, cohort: Cohort, stage: Stage, parent
     )
     for served in (CHECKPOINT, "latents_train.npy", "latents_val.npy"):
         (stage.folder / served).unlink(missing_ok=True)
-
-
-def is_known(parent: Path, cohort: Cohort) -> bool:
-    """Whether all that a stage's weights have seen is known; raises ``TailfillError`` if test patients are among it."""
-    stamp = read_stamp(parent) or {}
-    return check_no_overlap(parent, cohort) and stamp.get("extra", {}).get("provenance") != "unknown"
 
 
 def find_parents(run: Run, folder: Path | None) -> list[Path]:

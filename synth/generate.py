@@ -31,10 +31,9 @@ from tqdm import tqdm
 
 from cohort.config import Options, Run, hub_or_path, parse, require_values
 from cohort.errors import TailfillError, run_command
-from cohort.provenance import FILE as PATIENTS
-from cohort.provenance import check_no_overlap
+from cohort.provenance import is_known
 from cohort.stage import Stage, read_stamp, require, verify
-from cohort.tables import Cohort, load_cohort, plan_schema, read_table
+from cohort.tables import load_cohort, plan_schema, read_table
 from synth.drawing.parts import BatchWriter, assemble, finished_batches
 from synth.drawing.pipelines import (
     check_names,
@@ -124,15 +123,6 @@ def read_plan(run: Run, labels: Sequence[str], limit: int | None) -> pd.DataFram
     return plan
 
 
-def check_provenance(stage: Path | None, cohort: Cohort) -> str:
-    """``known`` if all patients whose images the weights have seen are, and none is a test patient; or ``unknown``."""
-    if stage is None or not (stage / PATIENTS).is_file():
-        return "unknown"
-    stamp = read_stamp(stage) or {}
-    known = check_no_overlap(stage, cohort) and stamp.get("extra", {}).get("provenance") != "unknown"
-    return "known" if known else "unknown"
-
-
 def hash_pipeline(folder: Path, owner: Path | None) -> str:
     """The hash of a pipeline's weights: its stage's, checked, where a stage wrote it, else that of its safetensors."""
     stamp = read_stamp(owner) if owner else None
@@ -155,10 +145,10 @@ def prepare(run: Run, config: GenerateConfig) -> Work:
     inputs = {"plan": run.folder / "plan"} | ({"generator": owner} if owner else {})
     inputs |= {"lora": lora_owner} if lora_owner else {}
     hashes = {"weights": hash_pipeline(folder, owner), **({"lora_weights": weights_hash(lora)} if lora else {})}
-    found = {check_provenance(owner, cohort), *([check_provenance(lora_owner, cohort)] if lora else [])}
+    known = [is_known(place, cohort) for place in (owner, *([lora_owner] if lora else []))]
     stage = Stage("generate", run.folder / "images", config=settings | hashes, inputs=inputs)
-    return Work(plan=plan, pipeline=folder, lora=lora, stage=stage, 
-                extra=hashes | {"provenance": "unknown" if "unknown" in found else "known"})
+    return Work(plan=plan, pipeline=folder, lora=lora, stage=stage,
+                extra=hashes | {"provenance": "known" if all(known) else "unknown"})
 
 
 def check_texts(work: Work) -> None:

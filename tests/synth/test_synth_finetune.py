@@ -15,12 +15,12 @@ from tiny_pipeline import IMAGE_SIZE, tiny_pipeline
 from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint
 from cohort.config import Run
 from cohort.errors import TailfillError
-from cohort.provenance import write_patients
+from cohort.provenance import is_known, write_patients
 from cohort.stage import Stage
 from cohort.tables import Cohort
 from prompts.phrases import N_VARIANTS, WORDINGS
 from synth.autoencoder import AutoencoderConfig, build_autoencoder
-from synth.finetune import finish, is_known, load_pipeline
+from synth.finetune import finish, load_pipeline
 from synth.learning.denoiser import encode_moments, sample_latents, target_and_weight
 from synth.learning.fresh import FreshConfig, build_pipeline, train_tokenizer
 from synth.learning.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
