@@ -21,6 +21,8 @@ from cohort.errors import TailfillError
 from cohort.pipeline import BEGUN, STAGES, STAMP, read_stamp, read_stamp_file
 
 SCHEMA_VERSION = 1
+PARTIAL = ".partial"
+"""Ending of a file that is being written; a kill leaves it behind."""
 PACKAGES = ("tailfill", "torch", "diffusers", "transformers", "accelerate", "timm", "torchmetrics", "pandas",
             "scikit-learn", "scipy")
 
@@ -37,15 +39,15 @@ def hash_file(file: Path) -> str:
 
 
 def hash_folder(folder: Path) -> str:
-    """sha256 over the sorted relative names and contents of a folder's files."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """sha256 over the sorted relative names and contents of a folder's files, half files of a kill left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != PARTIAL)
     return hash_bytes("".join(f"{path.relative_to(folder)} {hash_file(path)}\n" for path in files).encode())
 
 
 def write_atomically(file: Path, content: bytes) -> None:
     """Write under a temporary name in the same folder and rename, so that no reader meets half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
     try:
         partial.write_bytes(content)
         partial.replace(file)

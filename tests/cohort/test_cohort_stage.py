@@ -131,6 +131,13 @@ def test_a_folder_as_output_is_hashed_by_names_and_contents(tmp_path: Path) -> N
     assert len({before, renamed, hash_folder(tmp_path)}) == 3
 
 
+def test_what_a_kill_left_half_written_is_no_content(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "images" / "a.png", b"a")
+    whole = hash_folder(tmp_path)
+    (tmp_path / "images" / ".b.png.123.partial").write_bytes(b"half")
+    assert hash_folder(tmp_path) == whole
+
+
 def test_writing_leaves_the_old_file_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x"
     write_atomically(file, b"old")
