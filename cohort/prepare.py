@@ -214,14 +214,14 @@ def read_arguments(argv: list[str]) -> tuple[PrepareConfig, Path, int, bool]:
     for name, module in (("nih", nih), ("csv", csv_folder), ("phantom", phantom)):
         command = jsonargparse.ArgumentParser(description=module.__doc__, exit_on_error=False,
                                               formatter_class=HelpFormatter)
-        workers = "processes" if name == "phantom" else "threads"
+        workers, work = ("processes", "draw the images") if name == "phantom" else ("threads", "decode images")
         if name == "phantom":
             command.add_class_arguments(PhantomConfig)
         else:
             unused = {"source", "phantom"} if name == "csv" else {"source", "phantom", "columns"}
             command.add_class_arguments(PrepareConfig, skip=unused)
         command.add_argument("--out", type=str, required=True, help="folder to write; new, or of the same settings")
-        command.add_argument(f"--{workers}", type=int, default=2, help="how many do the images, 1 or more")
+        command.add_argument(f"--{workers}", type=int, default=2, help=f"{workers} that {work}, 1 or more")
         command.add_argument("--dry_run", action="store_true", help="print what would be done, and do nothing")
         sources.add_subcommand(name, command, help=(module.__doc__ or "").splitlines()[0])
     try:

@@ -32,7 +32,7 @@ class PhantomConfig:
     size: int = 128
     """Height and width, pixels; a multiple of 32 from 64 to 512."""
     findings: Literal["all", "core"] | tuple[str, ...] = "all"
-    """Labels: ``all`` 30, the ``core`` of 12 and Normal, or a list."""
+    """Labels: ``all`` 30, the ``core`` of 12 and Normal, or a list as ``[Edema, Mass]``."""
     val_share: float = 0.1
     """Share of the patients in validation; in [0, 1)."""
     test_share: float = 0.2
