@@ -25,8 +25,8 @@ PER_ROW = 2  # findings
 
 
 def example(label: str, row: int, column: int, severity: float | None) -> np.ndarray:
-    """One image, uint8 (128, 128); ``severity`` None is the second column's patient without the finding."""
-    person = 100 * row + (1 if severity is None else column)
+    """The image of the patient of a row and column, uint8 (128, 128); without the finding where severity is None."""
+    person = 100 * row + column
     signs = () if severity is None else (Sign(label=label, severity=severity, seed=7919 * row + 31 * column),)
     return render(Exam(
         image_id="", study_id="", patient=Patient(patient_id="", sex="F" if person % 3 == 0 else "M", seed=person),
@@ -41,7 +41,7 @@ def main() -> None:
     out: Path = parser.parse_args().out
     images, captions = [], []
     for row, label in enumerate(FINDINGS):
-        images.append(example(label, row, 1, None))
+        images.append(example(label, row, 1, None))  # the patient who has it at the lowest severity beside it
         captions.append(f"without {label}")
         for column, severity in enumerate(SEVERITIES, start=1):
             images.append(example(label, row, column, severity))

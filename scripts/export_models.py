@@ -43,7 +43,7 @@ was used, and nothing can be memorised that is not already public in this reposi
 - **Made by**: `scripts/make_models.sh`, configuration `configs/phantom_generator.yaml`, commit {commit}.
 - **Training**: autoencoder {ae_steps:,} steps in {ae_minutes:.0f} minutes; U-Net and text encoder {steps:,} steps of
   {batch} images in {minutes:.0f} minutes, on two CPU cores.
-- **Measured** on validation patients: autoencoder {psnr:.1f} dB ({psnr_images} images); denoising loss {loss}.
+- **Measured** on validation patients: autoencoder {psnr:.1f} dB ({psnr_images} images); denoising {loss}.
 - **Parameters**: {parameters:.1f} million. **Licence**: Apache-2.0, as the code.
 """
 
@@ -55,7 +55,7 @@ never been shown a tail finding. `card.json` says how to feed it, `ema.safetenso
 
 - **For**: `train.backbone` in `configs/demo.yaml` and `configs/phantom.yaml`.
 - **Made by**: `scripts/make_models.sh`, configuration `configs/phantom_backbone.yaml`, commit {commit}.
-- **Training**: {steps:,} steps of 32 images in {minutes:.0f} minutes on two CPU cores.
+- **Training**: {steps:,} steps of {batch} images in {minutes:.0f} minutes on two CPU cores.
 - **Licence**: Apache-2.0, as the code.
 
 Labels: {labels}.
@@ -70,26 +70,37 @@ def stamp_of(folder: Path, stage: str) -> dict[str, Any]:
     return stamp
 
 
+def made_by(stamp: dict[str, Any]) -> str:
+    """The commit that a stage ran on, in ten digits; with ``-dirty`` where its code was not that commit's."""
+    commit, _, dirty = (stamp["git_commit"] or "unknown").partition("-")
+    return "-".join(filter(None, (commit[:10], dirty)))
+
+
 def export_generator(run: Path, target: Path) -> int:
     """Write the pipeline and its card; returns its size in bytes. Raises ``TailfillError`` above ``LIMIT_BYTES``."""
     trained, encoded = (stamp_of(run / name, name) for name in ("generator", "autoencoder"))
     pipeline = StableDiffusionPipeline.from_pretrained(run / "generator" / "pipeline", torch_dtype=torch.float16)
-    shutil.rmtree(target, ignore_errors=True)
-    pipeline.save_pretrained(target, safe_serialization=True)
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipeline.save_pretrained(partial, safe_serialization=True)
+    size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     if size > LIMIT_BYTES:
-        raise TailfillError(f"{target}: {size:,} bytes; wanted: {LIMIT_BYTES:,} at most")
+        raise TailfillError(f"{partial}: {size:,} bytes; wanted: {LIMIT_BYTES:,} at most")
     parts = (pipeline.vae, pipeline.unet, pipeline.text_encoder)
-    history = pd.read_parquet(run / "generator" / "history.parquet").dropna().iloc[-1]
-    losses = ", ".join(f"{key.split('_')[-1]} {history[key]:.4f}" for key in history.index if key.startswith("val"))
+    history = pd.read_parquet(run / "generator" / "history.parquet").filter(like="val_")
+    last = history.dropna(subset="val_loss").tail(1).melt().dropna()  # a group without images has no loss
+    losses = ", ".join(f"{key.removeprefix('val_')} {loss:.4f}" for key, loss in
+                       zip(last["variable"], last["value"], strict=True))
     card = GENERATOR_CARD.format(
-        images=trained["counts"]["train_images"], commit=trained["git_commit"][:10], psnr=encoded["extra"]["psnr_db"],
+        images=trained["counts"]["train_images"], commit=made_by(trained), psnr=encoded["extra"]["psnr_db"],
         psnr_images=encoded["extra"]["psnr_images"], ae_steps=encoded["config"]["steps"],
         ae_minutes=encoded["seconds"] / 60, steps=trained["config"]["steps"], batch=trained["config"]["batch_size"],
-        minutes=trained["seconds"] / 60, loss=losses or "not recorded",
+        minutes=trained["seconds"] / 60, loss=losses or "loss not recorded",
         parameters=sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
     )
-    write_atomically(target / "README.md", card.encode())
+    write_atomically(partial / "README.md", card.encode())
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
     return size
 
 
@@ -102,7 +113,8 @@ def export_backbone(trained: Path, target: Path) -> int:
     write_atomically(target / CARD, (trained / CARD).read_bytes())
     card = BACKBONE_CARD.format(
         model=content["model"], size=content["image_size"], images=stamp["counts"]["slots"],
-        commit=stamp["git_commit"][:10], steps=stamp["counts"]["steps"], minutes=stamp["seconds"] / 60,
+        commit=made_by(stamp), steps=stamp["counts"]["steps"], batch=stamp["config"]["batch_size"],
+        minutes=stamp["seconds"] / 60,
         labels=", ".join(content["labels"]),
     )
     write_atomically(target / "README.md", card.encode())

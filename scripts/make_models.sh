@@ -2,6 +2,7 @@
 # Train the models that are shipped in models/: generator and backbone of the phantom's site B. Safe to run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source scripts/environment.sh
 python=.venv/bin/python
 
 for stage in cohort.prepare synth.autoencoder synth.finetune; do
