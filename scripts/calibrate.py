@@ -88,11 +88,10 @@ def in_units(trials: Sequence[Trial]) -> Iterator[list[Trial]]:
 
 def run_trials(bench: Bench, trials: Sequence[Trial], *, processes: int) -> dict[str, pd.DataFrame]:
     """The tables of all trials."""
-    units = list(in_units(trials))
-    tables: Tables = {}
-    with (ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(bench,)) as pool,
-          tqdm(total=sum(trial.heads for trial in trials), desc="heads", unit="head", mininterval=1.0) as bar):
-        for unit, found in zip(units, pool.map(_run, units), strict=True):
+    units, tables = list(in_units(trials)), Tables()
+    bar = tqdm(total=sum(trial.heads for trial in trials), desc="heads", unit="head", mininterval=1.0)
+    with bar, ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start, initargs=(bench,)) as pool:
+        for unit, found in zip(units, pool.map(_run, units) if processes > 1 else map(bench.run, units), strict=True):
             for name, rows in found.items():
                 tables.setdefault(name, []).extend(rows)
             bar.update(sum(trial.heads for trial in unit))

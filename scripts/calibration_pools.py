@@ -30,11 +30,10 @@ from classify.slots import distort
 from classify.start import WEIGHTS_FILE
 from cohort.phantom.cases import draw_cases
 from cohort.phantom.exam import Exam
-from cohort.phantom.prevalence import nominal_group
 from cohort.phantom.settings import PhantomConfig
 from cohort.pixels import load_images
 from cohort.sources.phantom import image_path, read, write_images
-from cohort.tables import Cohort
+from cohort.tables import SPLITS, Cohort
 
 SEED = 9000
 """The first phantom seed; those of configurations are far below."""
@@ -53,7 +52,7 @@ class PoolSizes:
     copies: int = 24
     """Altered copies of each training image with a scarce finding."""
     test_images: int = 8000
-    """Images of the population that test sets are drawn from."""
+    """Images of the population that test sets are drawn from, less 5 % that the phantom puts in training."""
     enrichment: float = 8.0
     """Factor on scarce findings in validation and test."""
 
@@ -121,26 +120,27 @@ def make_pools(studio: Studio, sizes: PoolSizes, *, seed: int) -> Pools:
     for at in range(sizes.cohorts):
         config = phantom(images=sizes.cohort_images, seed=SEED + seed + at, val_share=0.2, test_share=0.0)
         frame, pixels = _draw(studio, config, f"cohort_{at}")
-        cohorts.append(in_memory(frame, list(config.labels)))
+        cohorts.append(in_memory(frame, config))
         copies.append(_copies(studio, cohorts[-1], pixels, sizes.copies, seed=[seed, at]))
     new = _new_images(studio, phantom(images=sizes.new_images, seed=SEED + seed + sizes.cohorts, val_share=0.0,
                                       test_share=0.0, only_with=("tail", "control")), cohorts[0])
     test, _ = _draw(studio, phantom(images=sizes.test_images, seed=SEED + seed + sizes.cohorts + 1, val_share=0.0,
-                                    test_share=0.999), "test")
-    return Pools(features=np.concatenate(studio.blocks), cohorts=cohorts, copies=copies, new=new,
-                 test=test[test["split"] == "test"].reset_index(drop=True))
+                                    test_share=0.95), "test", splits=("test",))
+    return Pools(features=np.concatenate(studio.blocks), cohorts=cohorts, copies=copies, new=new, test=test)
 
 
-def in_memory(frame: pd.DataFrame, labels: list[str]) -> Cohort:
-    """A cohort that has no folder; groups are those of CXR-LT's frequencies, the same in every draw."""
-    return Cohort(frame=frame, labels=labels, groups={label: nominal_group(label) for label in labels}, roots={},
-                  salt="", folder=Path())
+def in_memory(frame: pd.DataFrame, config: PhantomConfig) -> Cohort:
+    """A cohort that has no folder."""
+    return Cohort(frame=frame, labels=list(config.labels), groups=config.groups, roots={}, salt="", folder=Path())
 
 
-def _draw(studio: Studio, config: PhantomConfig, name: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """The table of a phantom cohort, with ``row``, and its pixels."""
-    frame = read(config, studio.folder / "phantom" / name).frame.reset_index(drop=True)
-    pixels, rows = studio.shoot([case.exam for case in draw_cases(config)], name)
+def _draw(
+    studio: Studio, config: PhantomConfig, name: str, *, splits: Sequence[str] = SPLITS
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The table of some splits of a phantom cohort, with ``row``, and its pixels."""
+    frame = read(config, studio.folder / "phantom" / name).frame
+    frame = frame[frame["split"].isin(splits)].reset_index(drop=True)
+    pixels, rows = studio.shoot([case.exam for case in draw_cases(config) if case.split in splits], name)
     return frame.assign(row=rows), pixels
 
 

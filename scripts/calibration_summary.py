@@ -52,7 +52,7 @@ def coverage(intervals: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
         rows.append(dict(zip(COVERAGE, key, strict=True)) | share(part["covered"]) | {
             "truth": part["truth"].mean(), "truth_se": part["truth_se"].mean(), "bias": part["error"].mean(),
             "half_width": (part["high"] - part["low"]).mean() / 2, "df": part["df"].median(),
-            "se_ratio": float(np.sqrt((part["standard_error"]**2).mean()) / part["error"].std()),
+            "se_ratio": np.sqrt((part["standard_error"]**2).mean()) / (part["error"].std() or np.nan),
             **{name: part[name].mean() for name in ("variance_patients", "variance_seeds", "variance_interaction")},
         })
     return pd.DataFrame(rows)

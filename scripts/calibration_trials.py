@@ -163,7 +163,7 @@ class Bench:
         """What the project's statistics say of one test set, with each number of seeds."""
         tables: Tables = {"intervals": [], "verdicts": [], "controls": []}
         for n_seeds in SEEDS:
-            compared = _first_seeds(source, n_seeds, pairs)
+            compared = _first_seeds(source, n_seeds)
             for arm, rival in pairs:
                 key: dict[Hashable, Any] = {"arm": arm, "rival": rival, "n_seeds": n_seeds}
                 for label in source.members:
@@ -210,12 +210,12 @@ def make_bench(pools: Pools, settings: Settings) -> Bench:
     return Bench(dealer=dealer, settings=settings)
 
 
-def _first_seeds(source: Source, n_seeds: int, pairs: Sequence[tuple[str, str]]) -> Comparison:
+def _first_seeds(source: Source, n_seeds: int) -> Comparison:
     """The comparison of the first seeds alone."""
     source = replace(source, values=source.values[:, :n_seeds], resampled=source.resampled[:, :n_seeds])
     counts = {name: support(source.scored.labels[:, at], source.scored.patients)
               for name, at in source.members.items()}
-    return Comparison(rows=pd.DataFrame(), seeds=pd.DataFrame(), pairs=list(pairs), support=counts, source=source)
+    return Comparison(rows=pd.DataFrame(), seeds=pd.DataFrame(), support=counts, source=source)
 
 
 def _truth_rows(source: Source, pairs: Sequence[tuple[str, str]]) -> list[dict[Hashable, Any]]:
