@@ -30,7 +30,7 @@ class StageEntry:
 
 STAGES: tuple[StageEntry, ...] = (
     StageEntry(
-        name="prepare", command="python -m cohort.prepare nih --root DIR --out RUN/cohort", folder="cohort",
+        name="prepare", command="python -m cohort.prepare --config C", folder="cohort",
         row="a real image",
     ),
     StageEntry(

@@ -53,7 +53,7 @@ def test_status_says_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFix
     table, upcoming = status(tmp_path, capsys)
     assert all("missing" in line or name in (*OPTIONAL, "critic", "arm", "train", "predict")
                for name, line in table.items())
-    assert upcoming == f"next: python -m cohort.prepare nih --root DIR --out {tmp_path}/cohort"
+    assert upcoming == "next: python -m cohort.prepare --config CONFIG.yaml"
     (tmp_path / "config.yaml").write_text("run: .\n")
     make(tmp_path / "cohort", "prepare", n=1234)
     table, upcoming = status(tmp_path, capsys)
