@@ -111,7 +111,7 @@ def keep_memory() -> None:
 
 
 def render(exam: Exam, size: int = 128) -> NDArray[np.uint8]:
-    """The radiograph of ``exam``: uint8 (size, size), size a power of two from 64 to 512."""
+    """The radiograph of ``exam``: uint8 (size, size), size a multiple of 32 from 64 to 512."""
     keep_memory()
     return display(expose(line_integrals(exam, size), exam, size), exam)
 
