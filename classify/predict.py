@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from classify.arm import check_arm
-from classify.features import load_features, logits_of_features
-from classify.models import WEIGHTS, load_card, load_classifier, predict_logits
+from classify.learning.features import load_features, logits_of_features
+from classify.learning.models import WEIGHTS, load_card, load_classifier, predict_logits
 from classify.train import train_folder
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command

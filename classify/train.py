@@ -29,13 +29,13 @@ import torch
 from torch import nn
 
 from classify.arm import FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, check_phases, pool_folders, write_arm
-from classify.features import load_features
-from classify.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
-from classify.losses import LOSSES, best_constant
-from classify.models import CARD, Card, head_of, require_model, save_card, save_weights
+from classify.learning.features import load_features
+from classify.learning.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
+from classify.learning.losses import LOSSES, best_constant
+from classify.learning.models import CARD, Card, head_of, require_model, save_card, save_weights
+from classify.learning.start import Start, check_backbone, initial_model
+from classify.learning.training import CHECKPOINT, check_precision, start_accelerator
 from classify.slots import Pool, Slots, grey_statistics, label_matrix, load_pools, load_slots, prevalence
-from classify.start import Start, check_backbone, initial_model
-from classify.training import CHECKPOINT, check_precision, start_accelerator
 from cohort.config import Run, parse, path
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.pipeline import read_stamp
@@ -86,7 +86,7 @@ class TrainConfig:
     ema_decay: float = 0.995
     """Decay of the moving average of the weights per step, reached gradually; 0 to below 1."""
     loss: str = "weighted_asl"
-    """weighted_asl, asl or bce; see classify/losses.py."""
+    """weighted_asl, asl or bce; see classify/learning/losses.py."""
     grad_clip: float = 1.0
     """Largest norm of the gradient, above 0."""
     precision: str = "no"

@@ -32,7 +32,7 @@ import torch
 from calibration_cases import PLANTED
 from calibration_pools import PoolSizes, make_pools, open_studio
 from calibration_slots import RIVAL
-from calibration_summary import as_markdown, controls, coverage, filtering, verdicts
+from calibration_summary import as_markdown, controls, coverage, filtering, recovered, verdicts
 from calibration_trials import AGAIN, Bench, Settings, Tables, Trial, make_bench
 from tqdm import tqdm
 
@@ -111,7 +111,8 @@ def summarise(tables: dict[str, pd.DataFrame], bench: Bench) -> dict[str, pd.Dat
     """What is shown, by name."""
     truth = tables["truth"]
     return {"coverage": coverage(tables["intervals"], truth), "verdicts": verdicts(tables["verdicts"], truth),
-            "controls": controls(tables["controls"]), "filter": filtering(bench.dealer.sets)}
+            "recovered": recovered(tables["recovered"], truth), "controls": controls(tables["controls"]),
+            "filter": filtering(bench.dealer.sets)}
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:

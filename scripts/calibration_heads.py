@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classify.fitting import Recipe, learning_rate, new_learner
-from classify.losses import best_constant, weighted_asl
+from classify.learning.fitting import Recipe, learning_rate, new_learner
+from classify.learning.losses import best_constant, weighted_asl
 from classify.slots import Slots, places_in_order
 
 

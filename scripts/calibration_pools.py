@@ -24,10 +24,10 @@ import pandas as pd
 import torch
 
 from classify.arms.filling import charge_to_rarest
-from classify.features import load_features
-from classify.models import Card, build_classifier, load_backbone, load_card
+from classify.learning.features import load_features
+from classify.learning.models import Card, build_classifier, load_backbone, load_card
+from classify.learning.start import WEIGHTS_FILE
 from classify.slots import distort
-from classify.start import WEIGHTS_FILE
 from cohort.phantom.cases import draw_cases
 from cohort.phantom.exam import Exam
 from cohort.phantom.settings import PhantomConfig

@@ -15,6 +15,7 @@ from calibration_cases import FILTERED
 from calibration_trials import AGAIN
 from scipy.stats import binomtest
 
+from classify.comparison.recovered import ORACLE
 from classify.comparison.verdict import HELPS, HURTS
 
 GOAL = (0.93, 0.97)
@@ -69,6 +70,19 @@ def verdicts(rows: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     answers = ["helps", "hurts", "no_difference", "cannot_say", "wrong"]
     found = known.groupby(["part", "arm", "n_seeds"], sort=False)
     return found[answers].mean().assign(n=found.size(), truth=found["truth"].mean()).reset_index()
+
+
+def recovered(rows: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """Coverage of the recovered share's interval, per arm and number of seeds, where there is one."""
+    means = truth[truth["label"] == "tail"].groupby(["cohort", "arm"])["delta"].mean()
+    shares = (means / means.xs(ORACLE, level="arm")).rename("truth").reset_index()
+    known = rows.merge(shares, on=["cohort", "arm"]).dropna(subset="low")
+    known["covered"] = (known["low"] <= known["truth"]) & (known["truth"] <= known["high"])
+    found = known.groupby(["arm", "n_seeds"], sort=False)
+    return pd.DataFrame([
+        {"arm": arm, "n_seeds": n_seeds} | share(part["covered"]) | {
+            "truth": part["truth"].mean(), "median_share": part["share"].median()}
+        for (arm, n_seeds), part in found])
 
 
 def controls(rows: pd.DataFrame) -> pd.DataFrame:

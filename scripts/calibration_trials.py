@@ -22,12 +22,13 @@ from calibration_pools import Pools
 from calibration_slots import Dealer
 
 from classify.comparison.controls import control_rows
-from classify.comparison.intervals import Array, bootstrap, patient_draws
+from classify.comparison.intervals import Array, Interval, bootstrap, patient_draws
 from classify.comparison.measuring import Scored
 from classify.comparison.metrics import METRICS, ClassMetrics, support
 from classify.comparison.pairing import Comparison, Source
+from classify.comparison.recovered import ORACLE, Share, fieller_set
 from classify.comparison.verdict import Case, decide
-from classify.fitting import Recipe
+from classify.learning.fitting import Recipe
 from classify.slots import Slots, label_matrix, prevalence
 from cohort.labels import CONTROL
 
@@ -38,6 +39,7 @@ SEEDS = (3, 5)
 METRIC = "AP"
 Tables = dict[str, list[dict[Hashable, Any]]]
 """Rows by table."""
+TABLES = ("truth", "intervals", "verdicts", "recovered", "controls")
 CRITIC_SEEDS = (1000, 1001)
 
 
@@ -95,11 +97,11 @@ class Bench:
         return self.dealer.pools
 
     def run(self, trials: Sequence[Trial]) -> Tables:
-        """Rows of the tables ``truth``, ``intervals``, ``verdicts`` and ``controls``; all heads are trained at once."""
+        """Rows of the tables in ``TABLES``; the heads of all trials are trained at once."""
         tasks = [self._task(trial, arm, seed)
                  for trial in trials for arm in trial.arms for seed in range(max(SEEDS))]
         weights, biases = train_heads(torch.from_numpy(self.pools.features), tasks, self.settings.recipe)
-        tables: Tables = {"truth": [], "intervals": [], "verdicts": [], "controls": []}
+        tables: Tables = {name: [] for name in TABLES}
         start = 0
         for trial in trials:
             own = slice(start, start := start + trial.heads)
@@ -161,22 +163,25 @@ class Bench:
 
     def _rows(self, source: Source, pairs: Sequence[tuple[str, str]]) -> Tables:
         """What the project's statistics say of one test set, with each number of seeds."""
-        tables: Tables = {"intervals": [], "verdicts": [], "controls": []}
+        tables: Tables = {name: [] for name in TABLES}
         for n_seeds in SEEDS:
             compared = _first_seeds(source, n_seeds)
             for arm, rival in pairs:
                 key: dict[Hashable, Any] = {"arm": arm, "rival": rival, "n_seeds": n_seeds}
                 for label in source.members:
                     one = compared.interval(arm=arm, rival=rival, label=label, metric=METRIC)
-                    numbers = {name: np.nan if value is None else value for name, value in vars(one).items()}
-                    tables["intervals"].append(key | {"label": label} | numbers | {"reason": one.reason})
+                    tables["intervals"].append(key | {"label": label} | _numbers(one))
                 answer, largest = decide(self._case(compared, arm, rival, n_seeds))
                 tables["verdicts"].append(key | {"answer": answer, "largest": np.nan if largest is None else largest})
-            if CONTROL not in source.members:
+            if ORACLE not in source.arms:
                 continue
-            found = control_rows(compared, dict(pairs), metric=METRIC,
-                                 controls=self.pools.cohorts[0].in_group(CONTROL))
-            tables["controls"] += found.assign(n_seeds=n_seeds).to_dict("records")
+            bound = compared.gain(arm=ORACLE, rival=source.arms[0], label="tail", metric=METRIC)
+            for arm, rival in (pair for pair in pairs if pair[0] != ORACLE):
+                found = fieller_set(compared.gain(arm=arm, rival=rival, label="tail", metric=METRIC), bound)
+                tables["recovered"].append({"arm": arm, "n_seeds": n_seeds} | _numbers(found))
+            rows = control_rows(compared, dict(pairs), metric=METRIC,
+                                controls=self.pools.cohorts[0].in_group(CONTROL))
+            tables["controls"] += rows.assign(n_seeds=n_seeds).to_dict("records")
         return tables
 
     def _case(self, compared: Comparison, arm: str, rival: str, n_seeds: int) -> Case:
@@ -216,6 +221,11 @@ def _first_seeds(source: Source, n_seeds: int) -> Comparison:
     counts = {name: support(source.scored.labels[:, at], source.scored.patients)
               for name, at in source.members.items()}
     return Comparison(rows=pd.DataFrame(), seeds=pd.DataFrame(), support=counts, source=source)
+
+
+def _numbers(found: Interval | Share) -> dict[Hashable, Any]:
+    """Its fields but the reason, NaN for None."""
+    return {name: np.nan if value is None else value for name, value in vars(found).items() if name != "reason"}
 
 
 def _truth_rows(source: Source, pairs: Sequence[tuple[str, str]]) -> list[dict[Hashable, Any]]:

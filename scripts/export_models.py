@@ -19,7 +19,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from classify.models import CARD, save_weights
+from classify.learning.models import CARD, save_weights
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import read_stamp
 from cohort.stage import write_atomically

@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from classify.sheets import contact_sheet
-from classify.training import (
+from classify.learning.training import (
     CHECKPOINT,
     check_finite,
     check_precision,
@@ -37,6 +36,7 @@ from classify.training import (
     start_accelerator,
     step_generator,
 )
+from classify.sheets import contact_sheet
 from cohort.config import parse, require_values
 from cohort.errors import run_command
 from cohort.pixels import load_images

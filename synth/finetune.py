@@ -26,7 +26,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from tqdm import tqdm
 
-from classify.training import (
+from classify.learning.training import (
     CHECKPOINT,
     load_checkpoint,
     save_checkpoint,

@@ -15,9 +15,9 @@ from calibration_summary import controls, coverage, filtering, verdicts
 from calibration_trials import AGAIN, Settings, Trial, make_bench
 from torch import nn
 
-from classify.fitting import Recipe, feed_features, fit
-from classify.losses import best_constant, weighted_asl
-from classify.models import Card, build_classifier, save_card, save_weights
+from classify.learning.fitting import Recipe, feed_features, fit
+from classify.learning.losses import best_constant, weighted_asl
+from classify.learning.models import Card, build_classifier, save_card, save_weights
 from classify.slots import Slots, prevalence
 from cohort.phantom.cases import draw_cases
 from cohort.phantom.prevalence import FINDINGS

@@ -16,7 +16,7 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from classify.models import Card, load_classifier, predict_logits
+from classify.learning.models import Card, load_classifier, predict_logits
 from cohort.errors import TailfillError
 from cohort.pixels import FILTER, load_images
 from cohort.provenance import check_no_overlap

@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 
-from classify.training import check_finite, check_precision, share_batch, step_generator
+from classify.learning.training import check_finite, check_precision, share_batch, step_generator
 from cohort.config import hub_or_path, require_values
 from synth.learning.denoiser import Denoiser, denoising_loss
 from synth.learning.fresh import FreshConfig

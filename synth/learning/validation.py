@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from classify.learning.training import step_generator
 from classify.sheets import contact_sheet
-from classify.training import step_generator
 from cohort.tables import Cohort
 from prompts.phrases import phrase
 from synth.learning.denoiser import denoising_loss, sample_latents

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from classify import features
-from classify.features import BLOCK, hash_backbone, load_features, logits_of_features
-from classify.losses import LOSSES, best_constant
-from classify.models import Card, build_classifier, head_of, predict_logits, reset_head
+from classify.learning import features
+from classify.learning.features import BLOCK, hash_backbone, load_features, logits_of_features
+from classify.learning.losses import LOSSES, best_constant
+from classify.learning.models import Card, build_classifier, head_of, predict_logits, reset_head
 from cohort.errors import TailfillError
 
 CARD = Card(model="test_convnext", labels=("Effusion", "Hernia", "Mass"), image_size=32, mean=0.5, std=0.25)

@@ -6,7 +6,7 @@ import torch
 from timm.loss import AsymmetricLossMultiLabel
 from torch.nn import functional as F
 
-from classify.losses import LOSSES, AsymmetricLoss, prevalence_weights, weighted_asl
+from classify.learning.losses import LOSSES, AsymmetricLoss, prevalence_weights, weighted_asl
 from cohort.errors import TailfillError
 
 RNG = np.random.default_rng(3)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from classify.fitting import new_learner
-from classify.models import (
+from classify.learning.fitting import new_learner
+from classify.learning.models import (
     Card,
     build_classifier,
     load_backbone,

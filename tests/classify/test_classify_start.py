@@ -15,12 +15,12 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from tiny_classify import LABELS, write_cohort
 
-from classify import features
 from classify.arm import ArmConfig, write_arm
-from classify.models import Card, build_classifier, load_classifier, predict_logits, save_card
+from classify.learning import features
+from classify.learning.models import Card, build_classifier, load_classifier, predict_logits, save_card
+from classify.learning.training import CHECKPOINT
 from classify.predict import PredictConfig, predict
 from classify.train import Job, TrainConfig, train
-from classify.training import CHECKPOINT
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.pixels import load_images
@@ -106,7 +106,8 @@ def test_killed_for_good_and_resumed_gives_the_same_bits(run, backbone, tmp_path
     write_arm(other, ArmConfig(slots_per_class=10), arm="real", seed=0)
     script = tmp_path / "dies.py"
     script.write_text(
-        "import os, signal\nfrom classify import fitting, train\nfrom cohort.config import Run\nstep = fitting._step\n"
+        "import os, signal\nfrom classify import train\nfrom classify.learning import fitting\n"
+        "from cohort.config import Run\nstep = fitting._step\n"
         "def dies(learner, *args, **kwargs):\n"
         "    if learner.step == 5:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(learner, *args, **kwargs)\n"

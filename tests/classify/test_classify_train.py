@@ -14,9 +14,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tiny_classify import write_cohort, write_synthetic
 
-from classify import fitting
 from classify.arm import ArmConfig, write_arm
-from classify.fitting import Learner, Recipe, learning_rate
+from classify.learning import fitting
+from classify.learning.fitting import Learner, Recipe, learning_rate
 from classify.slots import distort, distortions, grey_statistics, places_in_order, prevalence, step_places
 from classify.train import Job, TrainConfig, train
 from cohort.config import Run

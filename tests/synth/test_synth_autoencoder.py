@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint, step_generator
+from classify.learning.training import CHECKPOINT, load_checkpoint, save_checkpoint, step_generator
 from cohort.errors import TailfillError
 from synth.autoencoder import AutoencoderConfig, Trainer, build_autoencoder
 from synth.learning.reconstruction import gradient_loss, latent_scale, psnr, reconstruct, to_grey, to_signed

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from classify.models import Card, build_classifier, save_card, save_weights
+from classify.learning.models import Card, build_classifier, save_card, save_weights
 from cohort.provenance import hash_patients, write_patients
 from cohort.stage import Stage, hash_file
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, synthetic_schema, write_table

@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from tiny_pipeline import IMAGE_SIZE, tiny_pipeline
 
-from classify.training import CHECKPOINT, load_checkpoint, save_checkpoint
+from classify.learning.training import CHECKPOINT, load_checkpoint, save_checkpoint
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.provenance import is_known, write_patients

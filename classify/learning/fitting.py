@@ -22,10 +22,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classify.losses import MultiLabelLoss
-from classify.models import Card, normalise
+from classify.learning.losses import MultiLabelLoss
+from classify.learning.models import Card, normalise
+from classify.learning.training import check_finite, load_checkpoint, save_checkpoint, share_batch
 from classify.slots import Slots, distort, distortions, step_places
-from classify.training import check_finite, load_checkpoint, save_checkpoint, share_batch
 
 log = logging.getLogger(__name__)
 

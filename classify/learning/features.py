@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from classify.models import Card, head_of, run_in_batches
+from classify.learning.models import Card, head_of, run_in_batches
 from cohort.stage import write_atomically
 
 BLOCK = 256

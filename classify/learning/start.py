@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from classify.models import CARD, Card, build_classifier, load_backbone, load_card, load_weights, reset_head
+from classify.learning.models import CARD, Card, build_classifier, load_backbone, load_card, load_weights, reset_head
 from cohort.errors import TailfillError
 from cohort.provenance import FILE
 from cohort.stage import verify

@@ -1,0 +1,1 @@
+"""How a classifier learns: models, losses, the training loop, where weights come from."""
