@@ -9,11 +9,14 @@ import fcntl
 import importlib
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,11 +43,30 @@ def run_forked(words: list[str], file: Path) -> int:
     process = multiprocessing.get_context("fork").Process(target=be_command, args=(words, file))
     process.start()
     try:
-        process.join()
+        show_progress(file, lambda: not process.is_alive(), process.join)
     finally:
         process.terminate()
         process.join()
     return process.exitcode or 0
+
+
+def show_progress(file: Path, is_over: Callable[[], bool], wait: Callable[[float], None]) -> None:
+    """Until a stage is over, repeat on a terminal the progress bar that it last wrote to ``file``, once a second.
+
+    ``wait`` waits for so many seconds, or less where the stage ends before.
+    """
+    terminal = sys.stderr.isatty()
+    while not is_over():
+        wait(1.0)
+        if terminal and file.exists():
+            with file.open("rb") as stream:
+                stream.seek(max(file.stat().st_size - 2000, 0))
+                lines = re.split(rb"[\r\n]+", stream.read().strip())
+            told = lines[-1].decode(errors="replace")[:shutil.get_terminal_size().columns - 1]
+            sys.stderr.write(f"\r\x1b[K{told if '%|' in told else ''}")
+            sys.stderr.flush()
+    if terminal:
+        sys.stderr.write("\r\x1b[K")
 
 
 def be_command(words: list[str], file: Path) -> None:
@@ -76,6 +98,7 @@ def run_launched(words: list[str], processes: int, file: Path) -> int:
     with file.open("ab") as output:
         process = subprocess.Popen([*launch, *words], stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
+            show_progress(file, lambda: process.poll() is not None, time.sleep)
             return process.wait()
         finally:
             process.terminate()
