@@ -35,8 +35,9 @@ from cohort.pixels import load_images
 from cohort.sources.phantom import image_path, read, write_images
 from cohort.tables import SPLITS, Cohort
 
-SEED = 9000
-"""The first phantom seed; those of configurations are far below."""
+SEEDS = {"cohorts": 9000, "new": 9098, "test": 9099}
+"""Phantom seeds, those of cohorts one after the other; a hundred per seed of the calibration, and far above those of
+configurations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,16 +117,17 @@ def make_pools(studio: Studio, sizes: PoolSizes, *, seed: int) -> Pools:
     """Draw, render and look at everything."""
     phantom = partial(PhantomConfig, findings="core", size=studio.card.image_size, val_enrichment=sizes.enrichment,
                       test_enrichment=sizes.enrichment)
+    seeds = {name: first + 100 * seed for name, first in SEEDS.items()}
     cohorts, copies = [], []
     for at in range(sizes.cohorts):
-        config = phantom(images=sizes.cohort_images, seed=SEED + seed + at, val_share=0.2, test_share=0.0)
+        config = phantom(images=sizes.cohort_images, seed=seeds["cohorts"] + at, val_share=0.2, test_share=0.0)
         frame, pixels = _draw(studio, config, f"cohort_{at}")
         cohorts.append(in_memory(frame, config))
         copies.append(_copies(studio, cohorts[-1], pixels, sizes.copies, seed=[seed, at]))
-    new = _new_images(studio, phantom(images=sizes.new_images, seed=SEED + seed + sizes.cohorts, val_share=0.0,
-                                      test_share=0.0, only_with=("tail", "control")), cohorts[0])
-    test, _ = _draw(studio, phantom(images=sizes.test_images, seed=SEED + seed + sizes.cohorts + 1, val_share=0.0,
-                                    test_share=0.95), "test", splits=("test",))
+    new = _new_images(studio, phantom(images=sizes.new_images, seed=seeds["new"], val_share=0.0, test_share=0.0,
+                                      only_with=("tail", "control")), cohorts[0])
+    test, _ = _draw(studio, phantom(images=sizes.test_images, seed=seeds["test"], val_share=0.0, test_share=0.95),
+                    "test", splits=("test",))
     return Pools(features=np.concatenate(studio.blocks), cohorts=cohorts, copies=copies, new=new, test=test)
 
 

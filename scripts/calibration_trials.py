@@ -123,16 +123,14 @@ class Bench:
 
     def _measure(self, trial: Trial, weights: np.ndarray, biases: np.ndarray) -> Tables:
         """Rows by table, from the trial's heads on its test set, or on the population."""
-        scored, labels, members = self._test_set(trial)
+        (rows, patients, targets), labels, members = self._test_set(trial)
         columns = [self.pools.labels.index(label) for label in labels]
-        rows, patients, targets = scored
         logits = (self.pools.features[rows] @ weights + biases)[:, :, columns].astype(np.float64)
         evaluators = [ClassMetrics(labels=targets[:, at], logits=one[:, at])
                       for one in logits for at in range(len(labels))]
         shape = (len(trial.arms), max(SEEDS), len(labels), len(METRICS))
         values = np.stack([evaluate(np.ones((len(rows), 1)))[:, 0] for evaluate in evaluators]).reshape(shape)
-        empty = np.zeros((*shape, 0))
-        source = Source(values=values, resampled=empty, arms=trial.arms, members=members,
+        source = Source(values=values, resampled=np.zeros((*shape, 0)), arms=trial.arms, members=members,
                         scored=Scored(labels=targets, patients=patients, logits={}))
         pairs = [(arm, trial.arms[0]) for arm in trial.arms[1:]]
         if trial.on_population:
