@@ -25,7 +25,7 @@ def scarcity_chapter(evidence: Evidence) -> Chapter:
     blocks += [table for table in (_slot_table(evidence), *_seen_tables(evidence)) if table.rows]
     return Chapter(
         anchor="asked", title="What was scarce, and what was asked",
-        words=("Groups are fixed by the real train images.",), points=(*_group_points(evidence),
+        words=("Groups are fixed once, with the cohort.",), points=(*_group_points(evidence),
                                                                        *_cohort_points(evidence)),
         blocks=tuple(blocks),
         sources=("cohort/cohort.parquet", "plan/budget.parquet", "plan/plan.parquet", "images/images.parquet",

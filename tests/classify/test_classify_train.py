@@ -147,7 +147,7 @@ def test_two_processes_do_the_same_steps_and_average(run, tmp_path):
                "arm-seed": 0, "train.model": CONFIG.model, "train.image_size": 32, "train.steps": 6,
                "train.init_seed": "null", "train.batch_size": 8, "train.warmup_share": 0.2, "train.base_steps": 6}
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-               "--main_process_port", "0", str(Path(fitting.__file__).with_name("train.py"))]
+               "--main_process_port", "0", str(Path(fitting.__file__).parents[1] / "train.py")]
     done = subprocess.run([*command, *(word for key, value in options.items() for word in (f"--{key}", str(value)))],
                           env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True, cwd=tmp_path, check=False)
