@@ -7,15 +7,18 @@ seed as if it had met its own patients gives intervals that are too narrow. Here
     interval = mean delta  +-  t(df) * sqrt(V_patients + s2_seeds / S)
 
 - deltas are paired: one per seed, both arms on the same images;
-- ``V_patients``: the variance, over bootstrap draws, of the mean delta over seeds. One draw resamples patients with all
-  their images and is shared by all arms, seeds, classes and metrics (``patient_draws``);
+- ``V_patients``: the variance, over bootstrap draws, of the mean delta over seeds, less the part that the seeds hold too
+  (below). One draw resamples patients with all their images and is shared by all arms, seeds, classes and metrics
+  (``patient_draws``);
 - ``s2_seeds``: the variance between the S observed deltas, all on the same test set;
 - ``df``: Satterthwaite's, from S - 1 for the seeds and ``patient_df`` for the patients.
 
 What the two parts hold. A delta is a patients' effect (variance P), a seed's effect (Q) and an interaction of the two
-(R: each seed errs on other patients). The truth is P + Q/S + R/S. V_patients estimates P + R/S and s2_seeds / S
-estimates Q/S + R/S, so the interaction is counted twice: the interval is too wide rather than too narrow, by R/S.
-``variance_interaction`` reports R, estimated as the mean variance between seeds inside the draws minus s2_seeds.
+(R: each seed errs on other patients). The truth is P + Q/S + R/S. Over the draws the mean varies by P + R/S, and
+s2_seeds / S estimates Q/S + R/S; R itself is what the variance between seeds grows by inside the draws, each of which
+adds the interaction once more. So V_patients is the variance over draws less R/S, 0 at least, and R is counted once, in
+the seeds. Counted twice, it made intervals of an arm against itself, where P is 0, cover in 99 % of the cases
+(``scripts/calibrate.py``).
 
 Not promised: anything about another generator or another hospital, or about findings with hardly any positive
 patients: a resample of 5 patients knows only those 5.
@@ -47,6 +50,7 @@ class Interval:
     standard_error: float | None = None
     df: float | None = None
     variance_patients: float | None = None
+    """V_patients, without the interaction."""
     variance_seeds: float | None = None
     variance_interaction: float | None = None
     n_draws: int = 0
@@ -142,8 +146,9 @@ def crossed_interval(estimates: Array, draws: Array, *, df_patients: float, leve
     if usable.shape[1] < max(2, draws.shape[1] / 2):
         return Interval(estimate=estimate, n_draws=usable.shape[1],
                         reason=f"only {usable.shape[1]} of {draws.shape[1]} resamples define it")
-    v_patients = float(usable.mean(axis=0).var(ddof=1))
     s2_seeds = float(estimates.var(ddof=1))
+    interaction = max(0.0, float(usable.var(axis=0, ddof=1).mean()) - s2_seeds)
+    v_patients = max(0.0, float(usable.mean(axis=0).var(ddof=1)) - interaction / n_seeds)
     error = float(np.sqrt(v_patients + s2_seeds / n_seeds))
     if error == 0 and estimate != 0:
         return Interval(estimate=estimate, n_draws=usable.shape[1], reason="no seed and no resample changes it")
@@ -154,7 +159,7 @@ def crossed_interval(estimates: Array, draws: Array, *, df_patients: float, leve
         estimate=estimate, low=estimate - half, high=estimate + half, standard_error=error, df=df,
         p=float(2 * stats.t.sf(abs(estimate) / error, df)) if error > 0 else 1.0,
         variance_patients=v_patients, variance_seeds=s2_seeds, n_draws=usable.shape[1],
-        variance_interaction=max(0.0, float(usable.var(axis=0, ddof=1).mean()) - s2_seeds),
+        variance_interaction=interaction,
     )
 
 

@@ -9,12 +9,13 @@ where the oracle's gain is uncertain, and this does not. Over findings it is the
 
 Write r = tan(theta). Variances are quadratic in the direction u = (cos theta, -sin theta), so the set is where
 
-    (u . (g, h))^2  <=  t(df(u))^2 * (u' V_patients u + u' S2_seeds u / S)
+    (u . (g, h))^2  <=  t(df(u))^2 * (V_patients(u) + u' S2_seeds u / S)
 
-on the circle of directions, and r = infinity is a point like any other. With t fixed the set is an interval, all but an
-interval, or everything; t moves with df, so a stray gap is possible, and the hull is given, which is on the safe side.
-It is an interval exactly where the oracle's own interval excludes 0; elsewhere, and where the oracle is worse than the
-duplicates, the share is null. Not promised: that the oracle is the best there is, or that r lies between 0 and 1.
+on the circle of directions, V_patients less the interaction as there; r = infinity is a point like any other. With t
+fixed the set is an interval, all but an interval, or everything; t moves with df, so a stray gap is possible, and the
+hull is given, which is on the safe side. It is an interval exactly where the oracle's own interval excludes 0;
+elsewhere, and where the oracle is worse than the duplicates, the share is null. Not promised: that the oracle is the
+best there is, or that r lies between 0 and 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -70,15 +71,18 @@ def _excess(gain: Gain, oracle: Gain, *, level: float) -> Callable[[Array], Arra
     n_seeds = len(gain.estimates)
     seeds = np.cov(np.stack([gain.estimates, oracle.estimates]), ddof=1) / n_seeds
     both = np.stack([gain.classes, oracle.classes])  # (2, n_seeds, n_classes, n_draws)
-    means = mean_over_classes(both, axis=2).mean(axis=1)
-    usable = means[:, ~np.isnan(means).any(axis=0)]
-    patients, df_draws = np.cov(usable, ddof=1), usable.shape[1] - 1
+    means = mean_over_classes(both, axis=2)  # (2, n_seeds, n_draws)
+    usable = means[..., ~np.isnan(means).any(axis=(0, 1))]
+    draws, df_draws = np.cov(usable.mean(axis=1), ddof=1), usable.shape[-1] - 1
+    apart = usable - usable.mean(axis=1, keepdims=True)
+    interaction = np.einsum("asd,bsd->ab", apart, apart) / ((n_seeds - 1) * usable.shape[-1]) / n_seeds - seeds
     class_df = np.maximum(np.array(gain.patients, dtype=np.float64) - 1, 1)[:, None]  # as in intervals.patient_df
     by_class = np.stack([_covariance(one) for one in both.mean(axis=1).swapaxes(0, 1)])
 
     def excess(theta: Array) -> Array:
         u = np.stack([np.cos(theta), -np.sin(theta)])
-        v_patients, v_seeds = _quadratic(patients, u), _quadratic(seeds, u)
+        v_patients = np.maximum(_quadratic(draws, u) - _quadratic(interaction, u), 0.0)  # as in crossed_interval
+        v_seeds = _quadratic(seeds, u)
         df_patients = _satterthwaite(np.stack([_quadratic(one, u) for one in by_class]), class_df)
         df = _satterthwaite(np.stack([v_patients, v_seeds]),
                             np.stack([1 / (1 / df_patients + 1 / df_draws), np.full(len(theta), n_seeds - 1.0)]))
