@@ -128,7 +128,8 @@ def test_parts_are_told_apart():
         deltas = rng.normal(0, 1, 50) + rng.normal(0, 0.1, (5, 1)) + rng.normal(0, 0.8, (5, 50))
         draws = deltas @ (patient_draws(50, 200, rng) / 50)
         found.append(crossed_interval(deltas.mean(axis=1), draws, df_patients=49))
-    means = [np.mean([getattr(one, f"variance_{part}") for one in found]) for part in ("patients", "seeds", "interaction")]
+    parts = ("patients", "seeds", "interaction")
+    means = [np.mean([getattr(one, f"variance_{part}") for one in found]) for part in parts]
     assert means == pytest.approx([1 / 50, 0.1**2 + 0.8**2 / 50, 0.8**2 / 50], rel=0.15)
 
 
