@@ -55,7 +55,7 @@ class Repetitions:
     """The arm ``duplicate`` against itself."""
     same_filled: int = 200
     """The same for slots that hold other images with every seed."""
-    oracle: int = 500
+    oracle: int = 800
     planted: int = 40
     """Of every planted set, as made and filtered."""
     truth: int = 15
@@ -133,7 +133,7 @@ def main() -> None:
     begun = time.monotonic()
     sizes, repetitions, settings = PoolSizes(), Repetitions(), Settings(seed=options.seed)
     if options.quick:
-        sizes = PoolSizes(cohorts=1, cohort_images=400, new_images=80, copies=2, test_images=300)
+        sizes = PoolSizes(cohorts=2, cohort_images=400, new_images=80, copies=2, test_images=300)
         repetitions = Repetitions(same=4, same_filled=2, oracle=2, planted=1, truth=1)
         settings = Settings(seed=options.seed, steps=20, slots_per_class=6, test_patients=100, n_draws=100)
     pools = make_pools(open_studio(options.out, options.backbone, processes=options.processes), sizes,

@@ -2,8 +2,9 @@
 
     helpful      new real images: as good as a generator can be
     useless      repeats of the training images under another name
-    half wrong   new images, half of them with the finding that they are charged to taken away, the label left
+    half wrong   new images, half of them replaced by other people's without any scarce finding, labelled with one
     all wrong    the same for all of them
+    taken away   new images, the finding that they are charged to taken away, its company and the label left
     memorised    altered copies of training images: moved, turned, re-exposed, noisy
 
 Each set comes as made, and as what the filter's rule ``label_agreement`` keeps of it, with a critic that is the arm
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 from calibration_pools import Pools
 
+from cohort.phantom.prevalence import NORMAL
 from cohort.tables import Cohort
 from synth.judging.rules import Evidence, RealImages, label_agreement, worst_margin
 
@@ -38,15 +40,26 @@ def useless(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame
 
 
 def half_wrong(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
-    """New images, a random half of each label without it."""
-    order = rng.permutation(len(pools.new))
-    rank = pools.new["charged_to"].iloc[order].to_frame().groupby("charged_to").cumcount().sort_index()
-    wrong = (rank % 2 == 0).to_numpy()
-    return pools.new.assign(label_source_id=None, wrong=wrong,
-                            row=np.where(wrong, pools.new["row_without"], pools.new["row"]))
+    """New images, every second one of each label, in random order, replaced by a wrong one."""
+    order = pools.new.iloc[rng.permutation(len(pools.new))]
+    is_odd = (order.groupby("charged_to").cumcount() % 2 == 1).to_numpy()
+    return pd.concat([helpful(pools, cohort, rng).loc[order.index[is_odd]].assign(wrong=False),
+                      all_wrong(pools, cohort, rng).loc[order.index[~is_odd]]], ignore_index=True)
 
 
 def all_wrong(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Images of the other cohorts without any scarce finding, each labelled with one; one per new image."""
+    scarce = pools.cohorts[cohort].scarce
+    others = pd.concat([one.split("train") for at, one in enumerate(pools.cohorts) if at != cohort], ignore_index=True)
+    plain = others[(others[scarce] == 0).all(axis=1)]
+    made = plain.iloc[rng.permutation(len(plain))[:len(pools.new)]].reset_index(drop=True)
+    made["charged_to"] = pools.new["charged_to"].iloc[:len(made)]
+    for label in scarce:
+        made.loc[made["charged_to"] == label, label] = 1
+    return made.assign(label_source_id=None, wrong=True, **{NORMAL: 0})
+
+
+def taken_away(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
     """New images without the finding that they are charged to."""
     return pools.new.assign(label_source_id=None, wrong=True, row=pools.new["row_without"])
 
@@ -57,7 +70,7 @@ def memorised(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFra
 
 
 PLANTED: dict[str, Planted] = {"helpful": helpful, "useless": useless, "half wrong": half_wrong,
-                               "all wrong": all_wrong, "memorised": memorised}
+                               "all wrong": all_wrong, "taken away": taken_away, "memorised": memorised}
 
 
 def plant(pools: Pools, cohort: int, critic: np.ndarray, *, seed: Sequence[int]) -> dict[str, pd.DataFrame]:

@@ -50,9 +50,9 @@ class Settings:
     seed: int = 0
     steps: int = 300
     """Optimiser steps of a head; a critic's are twice as many."""
-    slots_per_class: int = 60
+    slots_per_class: int = 100
     """As in ``ArmConfig``."""
-    test_patients: int = 600
+    test_patients: int = 800
     """Patients of a test set."""
     n_draws: int = 400
     """Patient resamples; ``compare`` has 2,000 by default."""

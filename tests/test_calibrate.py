@@ -116,6 +116,9 @@ def test_arms_of_a_seed_share_their_slots_and_sets_are_what_they_say(bench):
         assert (filled.targets[~other] == repeats.targets[~other]).all()
     wrong = bench.dealer.sets[0]["half wrong"]
     assert set(wrong.groupby("charged_to")["wrong"].mean().round(1)) <= {0.4, 0.5, 0.6}
+    for row in wrong[wrong["wrong"]].itertuples():
+        assert wrong.loc[row.Index, row.charged_to] == 1
+        assert row.patient_id in set(bench.pools.cohorts[1].frame["patient_id"])
     assert (bench.dealer.sets[0]["useless"]["row"].isin(bench.pools.cohorts[0].split("train")["row"])).all()
 
 
