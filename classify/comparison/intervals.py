@@ -7,8 +7,8 @@ seed as if it had met its own patients gives intervals that are too narrow. Here
     interval = mean delta  +-  t(df) * sqrt(V_patients + s2_seeds / S)
 
 - deltas are paired: one per seed, both arms on the same images;
-- ``V_patients``: the variance, over bootstrap draws, of the mean delta over seeds, less what the seeds hold as well: see
-  below. One draw resamples patients with all their images and is shared by all arms, seeds, classes and metrics
+- ``V_patients``: the variance, over bootstrap draws, of the mean delta over seeds, less the part that is in the seeds
+  too (below). One draw resamples patients with all their images and is shared by all arms, seeds, classes and metrics
   (``patient_draws``);
 - ``s2_seeds``: the variance between the S observed deltas, all on the same test set;
 - ``df``: Satterthwaite's, from S - 1 for the seeds and ``patient_df`` for the patients.
