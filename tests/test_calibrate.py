@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
+from calibration_cases import PLANTED
 from calibration_heads import Task, train_heads
 from calibration_pools import PoolSizes, Studio, make_pools
 from calibration_summary import controls, coverage, filtering, verdicts
@@ -144,6 +145,8 @@ def test_counts_by_hand():
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("calibrate.open_studio", quick_studio)
+    for name in ("useless", "half wrong", "taken away", "memorised"):
+        monkeypatch.delitem(PLANTED, name)
     monkeypatch.setattr("sys.argv", ["calibrate.py", "--out", str(tmp_path), "--quick", "--processes", "1"])
     calibrate.main()
     assert capsys.readouterr().out == (tmp_path / "calibration.md").read_text()
