@@ -58,7 +58,7 @@ class Repetitions:
     oracle: int = 800
     planted: int = 40
     """Of every planted set, as made and filtered."""
-    truth: int = 15
+    truth: int = 12
     """Per cohort, five seeds each, on the whole population."""
 
 

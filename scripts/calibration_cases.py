@@ -4,6 +4,7 @@
     useless      repeats of the training images under another name
     half wrong   new images, half of them replaced by other people's without any scarce finding, labelled with one
     all wrong    the same for all of them
+    only wrong   the same, in all added slots instead of every second one, so that no repeat of a right one is left
     taken away   new images, the finding that they are charged to taken away, its company and the label left
     memorised    altered copies of training images: moved, turned, re-exposed, noisy
 
@@ -70,7 +71,10 @@ def memorised(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFra
 
 
 PLANTED: dict[str, Planted] = {"helpful": helpful, "useless": useless, "half wrong": half_wrong,
-                               "all wrong": all_wrong, "taken away": taken_away, "memorised": memorised}
+                               "all wrong": all_wrong, "only wrong": all_wrong, "taken away": taken_away,
+                               "memorised": memorised}
+SHARES = {name: 1.0 if name == "only wrong" else 0.5 for name in PLANTED}
+"""Share of the added slots that a set takes, as ``arm.synthetic_share``."""
 
 
 def plant(pools: Pools, cohort: int, critic: np.ndarray, *, seed: Sequence[int]) -> dict[str, pd.DataFrame]:

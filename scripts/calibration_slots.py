@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from calibration_cases import FILTERED, SHARES
 from calibration_pools import Pools
 
 from classify.arms.layout import ArmConfig
@@ -64,7 +65,8 @@ class Dealer:
         table = ARMS[arm if arm in ARMS else "synthetic"].build(Draw(
             cohort=cohort, rng=np.random.default_rng([self.seed, at, layout]), seed=0, n_seeds=1,
             frames={"filter": made, "oracle": new},
-            config=ArmConfig(slots_per_class=self.slots_per_class, synthetic_loss_weight=1.0)))
+            config=ArmConfig(slots_per_class=self.slots_per_class, synthetic_loss_weight=1.0,
+                             synthetic_share=SHARES.get(arm.removesuffix(FILTERED), 0.5))))
         used = made[made["image_id"].isin(table["image_id"])]
         known = pd.concat([frame[["image_id", "row", *cohort.labels]] for frame in (cohort.frame, used, new)])
         found = known.iloc[pd.Index(known["image_id"]).get_indexer(pd.Index(table["image_id"]))]

@@ -115,6 +115,8 @@ def test_arms_of_a_seed_share_their_slots_and_sets_are_what_they_say(bench):
         other = filled.index != repeats.index
         assert 0 < other.mean() < 0.1
         assert (filled.targets[~other] == repeats.targets[~other]).all()
+    assert (bench.dealer.deal("only wrong", 0, stream=[1, 2]).index != repeats.index).sum() == pytest.approx(
+        2 * (bench.dealer.deal("all wrong", 0, stream=[1, 2]).index != repeats.index).sum(), abs=5)
     wrong = bench.dealer.sets[0]["half wrong"]
     assert set(wrong.groupby("charged_to")["wrong"].mean().round(1)) <= {0.4, 0.5, 0.6}
     for row in wrong[wrong["wrong"]].itertuples():
@@ -145,7 +147,7 @@ def test_counts_by_hand():
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("calibrate.open_studio", quick_studio)
-    for name in ("useless", "half wrong", "taken away", "memorised"):
+    for name in ("useless", "half wrong", "only wrong", "taken away", "memorised"):
         monkeypatch.delitem(PLANTED, name)
     monkeypatch.setattr("sys.argv", ["calibrate.py", "--out", str(tmp_path), "--quick", "--processes", "1"])
     calibrate.main()
