@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from cohort.errors import TailfillError
 from cohort.pixels import load_images
 from cohort.stage import require, verify
-from cohort.tables import Cohort, load_cohort, read_table, synthetic_schema
+from cohort.tables import Cohort, cohort_schema, load_cohort, read_table, synthetic_schema
 
 ROTATION_DEGREES, TRANSLATION, SCALE = 7.0, 0.04, 0.08  # positioning on the detector; chosen to stay anatomical
 CONTRAST, BRIGHTNESS = 0.15, 0.08  # exposure and window; factor and offset on grey values of 0 to 1
@@ -83,18 +83,25 @@ class Pool:
 
 
 def load_pools(folders: Mapping[str, Path], cohort: Cohort) -> dict[str, Pool]:
-    """The images behind an arm's inputs, by stage: all that ``filter`` judged, or a further cohort's training images.
+    """The images behind an arm's inputs, by stage: all that ``filter`` judged, what was reconstructed, or a further
+    cohort's training images.
 
     Raises ``TailfillError`` for a table that is missing, changed or invalid, and for a further cohort of other labels
     or of patients that the experiment's own cohort has too.
     """
-    return {name: _load_synthetic(folder, cohort.labels) if name == "filter" else _load_further(folder, cohort)
-            for name, folder in folders.items()}
+    readers = {"filter": _load_synthetic, "reconstruct": _load_reconstructed}
+    return {name: readers.get(name, _load_further)(folder, cohort) for name, folder in folders.items()}
 
 
-def _load_synthetic(folder: Path, labels: list[str]) -> Pool:
+def _load_synthetic(folder: Path, cohort: Cohort) -> Pool:
     extra = require(folder, "filter")["extra"]
-    frame = read_table(verify(folder, "filter", "synthetic.parquet"), synthetic_schema(labels, extra["rules"]))
+    frame = read_table(verify(folder, "filter", "synthetic.parquet"), synthetic_schema(cohort.labels, extra["rules"]))
+    return Pool(frame=frame, roots={name: Path(path) for name, path in extra["roots"].items()})
+
+
+def _load_reconstructed(folder: Path, cohort: Cohort) -> Pool:
+    extra = require(folder, "reconstruct")["extra"]
+    frame = read_table(verify(folder, "reconstruct", "reconstructed.parquet"), cohort_schema(cohort.labels))
     return Pool(frame=frame, roots={name: Path(path) for name, path in extra["roots"].items()})
 
 

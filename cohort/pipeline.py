@@ -63,6 +63,10 @@ STAGES: tuple[StageEntry, ...] = (
         row="an image made: labels, scores, keep, reason",
     ),
     StageEntry(
+        name="reconstruct", command="accelerate launch synth/reconstruct.py --config C", folder="reconstructed",
+        row="(a real image through the generator's autoencoder; only for arms -reconstructed)",
+    ),
+    StageEntry(
         name="arm", command="python -m classify.arm --config C --arm ARM --arm-seed SEED", folder="arms/ARM/seed_SEED",
         row="a training slot",
     ),
@@ -84,12 +88,12 @@ STAGES: tuple[StageEntry, ...] = (
 FOLDERS: dict[str, str] = {stage.name: stage.folder for stage in STAGES}
 """Stage name to its folder below the run's."""
 
-OPTIONAL: tuple[str, ...] = ("oracle", "external", "autoencoder")
+OPTIONAL: tuple[str, ...] = ("oracle", "external", "autoencoder", "reconstruct")
 """Stages that only a run whose configuration has their section needs."""
 
 SECTIONS: tuple[str, ...] = (
-    "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "arm", "train", "predict",
-    "compare", "report",
+    "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "reconstruct", "arm",
+    "train", "predict", "compare", "report",
 )
 
 

@@ -28,6 +28,8 @@ RESERVED = frozenset(
     )
 )
 """What no label may be called."""
+RECONSTRUCTED = "reconstructed:"
+"""What stands before the image_id of a real image that the generator's autoencoder has encoded and decoded again."""
 
 
 def _text(*, nullable: bool = False, unique: bool = False, isin: Sequence[str] | None = None) -> pa.Column:

@@ -67,7 +67,7 @@ def list_steps(config: dict[str, Any]) -> Iterator[Step]:
     start = config["train"].get("init_seed")
     for seed in dict.fromkeys([*([] if start is None else [start]), *config["filter"]["critic_seeds"]]):
         yield step("train", "real", seed)
-    for stage in ("autoencoder", "finetune", "generate", "filter"):
+    for stage in ("autoencoder", "finetune", "generate", "filter", "reconstruct"):
         if stage in config:
             yield step(stage)
     for seed in range(config["n_seeds"]):

@@ -29,12 +29,15 @@ SCHEMAS = {
     "prepare": "cohort.prepare:PrepareConfig", "oracle": "cohort.prepare:PrepareConfig",
     "external": "cohort.prepare:PrepareConfig", "plan": "prompts.plan:PlanConfig",
     "autoencoder": "synth.autoencoder:AutoencoderConfig", "finetune": "synth.finetune:FinetuneConfig",
-    "generate": "synth.generate:GenerateConfig", "filter": "synth.filter:FilterConfig", "arm": "classify.arm:ArmConfig",
+    "generate": "synth.generate:GenerateConfig", "filter": "synth.filter:FilterConfig",
+    "reconstruct": "synth.reconstruct:ReconstructConfig", "arm": "classify.arm:ArmConfig",
     "train": "classify.train:TrainConfig", "predict": "classify.predict:PredictConfig",
     "compare": "classify.compare:CompareConfig", "report": "classify.report:ReportConfig",
 }
 FURTHER = ("oracle", "external")
 """Sections of cohorts that only an arm of their name needs."""
+ON_DEMAND = (*FURTHER, "reconstruct")
+"""Sections that stand in a configuration if, and only if, one of its arms needs them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +122,11 @@ def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections
     for arm in run.arms:
         check_arm(run, arm, 0)
         check_phases(arm, phase_2_share=train.phase_2_share, steps=train.steps)
-    for section in FURTHER:
+    for section in ON_DEMAND:
         users = [arm for arm in run.arms if section in ARMS[arm].needs]
         if bool(users) != (section in sections):
             raise TailfillError(f"arms: '{users[0]}' needs a section {section}, and the config has none" if users else
-                                f"{section}: no arm needs this section; wanted: an arm {section}, or no such section")
+                                f"{section}: no arm needs this section; wanted: an arm that does, or no such section")
     for role, arm in (("arm", compare.endpoint.arm), ("rival", compare.endpoint.rival)):
         if arm not in run.arms:
             raise TailfillError(f"compare.endpoint.{role} is '{arm}'; wanted: one of the arms {', '.join(run.arms)}")

@@ -22,7 +22,7 @@ from cohort.tables import Cohort
 from prompts.rows import remove_scarce
 
 NEGATIVE = "negative"
-KINDS = ("real", "duplicate", NEGATIVE, "synthetic", "synthetic_negative", "new_real")
+KINDS = ("real", "duplicate", NEGATIVE, "synthetic", "synthetic_negative", "new_real", "reconstructed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@
 images, and every arm below has its very slots, a share of them filled with something else: `synthetic` with kept
 images; `unfiltered` with as many of the first round whatever the filter said; `permuted` with those of `synthetic`,
 their labels shuffled (is it content or regularisation?); `oracle` with new real images of the same site, the most that
-any generator could be worth; `external` with real ones of the site that the generator learnt from. `X-then-real` ends
+any generator could be worth; `external` with real ones of the site that the generator learnt from.
+`X-reconstructed` has the images of these slots encoded and decoded by the generator's autoencoder. `X-then-real` ends
 on the real images alone. Not promised: that the pool of new images reaches; what is missing is counted as unfilled.
 """
 
@@ -23,7 +24,7 @@ import pandas as pd
 from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots
 from classify.arms.layout import NEGATIVE, ArmConfig, real_slots, tail_slots
 from classify.slots import label_matrix, prevalence
-from cohort.tables import Cohort
+from cohort.tables import RECONSTRUCTED, Cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +94,10 @@ def unfiltered(draw: Draw) -> pd.DataFrame:
 
 
 def permuted(draw: Draw) -> pd.DataFrame:
-    """The slots of ``synthetic``, the labels of its synthetic images dealt among them at random."""
+    """The slots of ``synthetic``, each synthetic image with the labels of another, along one random circle of all."""
     slots = synthetic(draw)
-    images = slots.loc[slots["sample_id"].notna(), "image_id"]
-    slots.loc[images.index, "labels_from"] = draw.rng.permutation(images.to_numpy(dtype=object))
+    circle = draw.rng.permutation(np.flatnonzero(slots["sample_id"].notna()))
+    slots.loc[circle, "labels_from"] = np.roll(slots.loc[circle, "image_id"].to_numpy(dtype=object), 1)
     return slots
 
 
@@ -114,6 +115,16 @@ def new_real(draw: Draw, stage: str) -> pd.DataFrame:
     slots.loc[rows[served], "image_id"] = images["image_id"].to_numpy()[chosen]
     slots.loc[rows[served], "kind"] = "new_real"
     slots.loc[rows.delete(served), "unfilled"] = True
+    return slots
+
+
+def reconstructed(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame:
+    """The slots of another arm; where ``synthetic`` fills them, or was to, their images come out of its decoder."""
+    slots = first(draw)
+    meant = _with_synthetic(slots.assign(unfilled=False), draw)
+    rows = slots.index[meant["sample_id"].notna() | meant["unfilled"]]
+    slots.loc[rows, "image_id"] = RECONSTRUCTED + slots.loc[rows, "image_id"]
+    slots.loc[rows, "kind"], slots.loc[rows, "unfilled"] = "reconstructed", False
     return slots
 
 
@@ -153,6 +164,10 @@ ARMS: dict[str, Arm] = {
     "permuted": Arm(build=permuted, settings=FILLED, needs=("filter",)),
     "oracle": Arm(build=lambda draw: new_real(draw, "oracle"), settings=SHARE, needs=("filter", "oracle")),
     "external": Arm(build=lambda draw: new_real(draw, "external"), settings=SHARE, needs=("filter", "external")),
+    "duplicate-reconstructed": Arm(build=lambda draw: reconstructed(draw, duplicate), settings=SHARE,
+                                   needs=("filter", "reconstruct")),
+    "oracle-reconstructed": Arm(build=lambda draw: reconstructed(draw, lambda same: new_real(same, "oracle")),
+                                settings=SHARE, needs=("filter", "oracle", "reconstruct")),
     "synthetic-then-real": Arm(build=lambda draw: then_real(draw, synthetic), settings=FILLED, needs=("filter",),
                                has_phase_2=True),
     "duplicate-then-real": Arm(build=lambda draw: then_real(draw, duplicate), settings=LAYOUT, has_phase_2=True),

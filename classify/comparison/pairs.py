@@ -15,6 +15,8 @@ RIVALS = {
     "permuted": "duplicate",
     "external": "duplicate",
     "oracle": "duplicate",
+    "duplicate-reconstructed": "duplicate",
+    "oracle-reconstructed": "duplicate",
     "synthetic-then-real": "duplicate-then-real",
 }
 """Arm -> the arm that it has to beat: for arms that put other images into the slots of repeated ones, those repeats."""
@@ -32,6 +34,8 @@ ABOUT = {
     "permuted": "as synthetic, with the labels shuffled among its images: content, or noise that regularises?",
     "external": "real images of the generator's own pre-training site: could one train on those directly?",
     "oracle": "new real images in these slots: the most that better images could bring",
+    "duplicate-reconstructed": "as duplicate, through the generator's autoencoder: what its texture alone costs",
+    "oracle-reconstructed": "as oracle, through that autoencoder: the ceiling of any generator around it",
     "synthetic-then-real": "as synthetic, finished on the real images alone",
 }
 """Arm -> one line for a reader: what stands in it, and which question it answers."""

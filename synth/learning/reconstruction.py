@@ -75,11 +75,13 @@ def psnr(*, reconstructed: np.ndarray, target: np.ndarray) -> float:
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
-    """uint8 (n, h, w) -> uint8 (n, h, w) through the latent's mean."""
-    device = next(vae.parameters()).device
-    batches = [images[start:start + batch_size] for start in range(0, len(images), batch_size)]
-    return np.concatenate([to_grey(vae.decode(vae.encode(to_signed(batch).to(device)).latent_dist.mode()).sample)
-                           for batch in batches])
+    """uint8 (n, h, w) -> uint8 (n, h, w) through the latent's mean; grey is repeated where the model takes colours."""
+    device, channels = next(vae.parameters()).device, vae.config.in_channels
+    out = []
+    for start in range(0, len(images), batch_size):
+        pixels = to_signed(images[start:start + batch_size]).expand(-1, channels, -1, -1).to(device)
+        out.append(to_grey(vae.decode(vae.encode(pixels).latent_dist.mode()).sample))
+    return np.concatenate(out)
 
 
 @torch.no_grad()

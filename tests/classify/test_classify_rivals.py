@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import linear_sum_assignment
-from tiny_classify import GROUPS, LABELS, write_cohort, write_further, write_synthetic
+from tiny_classify import GROUPS, LABELS, write_cohort, write_further, write_reconstructed, write_synthetic
 
 from classify.arm import ArmConfig, build_arm, count_slots, pool_folders
 from classify.arms.filling import assign, charge_to_rarest, cost_of_new
@@ -16,7 +16,7 @@ from classify.slots import label_matrix, load_pools, load_slots
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.stage import Stage, require
-from cohort.tables import cohort_schema, load_cohort, write_table
+from cohort.tables import RECONSTRUCTED, cohort_schema, load_cohort, write_table
 
 CONFIG = ArmConfig(slots_per_class=10)
 SHARING = [arm for arm, made in ARMS.items() if "slots_per_class" in made.settings]
@@ -34,6 +34,7 @@ def run(cohort):
     write_synthetic(folder, cohort, per_source=3)
     for role in NEW_REAL:
         write_further(folder, role)
+    write_reconstructed(folder, cohort)
     return Run(run=str(folder), n_seeds=3, threads=1)
 
 
@@ -55,7 +56,7 @@ def test_all_share_the_slots_of_duplicate_and_keep_its_images_where_nothing_was_
     same = first["kind"].isin(["real", "duplicate", NEGATIVE])
     assert (first["image_id"] == repeats["image_id"])[same].all()
     assert (first["loss_weight"][same] == 1).all()
-    assert first["image_id"][~same].is_unique
+    assert first["image_id"][~same].is_unique or arm == "duplicate-reconstructed"  # which repeats as duplicate does
     counts = count_slots(slots)
     assert counts["slots"] == sum(counts.values()) - counts["slots"] - counts["unfilled"]
 
@@ -75,6 +76,24 @@ def test_new_real_images_carry_the_label_stand_where_synthetic_ones_stand_and_we
         assert new["sample_id"].isna().all()
         used += list(new["image_id"])
     assert len(set(used)) == len(used)
+
+
+@pytest.mark.parametrize("first", ["duplicate", "oracle"])
+def test_reconstructed_stand_for_the_images_of_the_slots_that_synthetic_fills(run, cohort, first):
+    for seed in range(3):
+        plain, slots = build(run, cohort, first, seed=seed), build(run, cohort, f"{first}-reconstructed", seed=seed)
+        mixed = build(run, cohort, "synthetic", seed=seed)
+        at = slots["kind"].eq("reconstructed")
+        assert list(slots.index[at]) == list(mixed.index[mixed["sample_id"].notna() | mixed["unfilled"]])
+        assert list(slots["image_id"][at]) == [RECONSTRUCTED + image for image in plain["image_id"][at]]
+        pd.testing.assert_series_equal(slots["image_id"][~at], plain["image_id"][~at])
+        assert (slots["loss_weight"] == 1).all()
+        pools = load_pools(pool_folders(run, f"{first}-reconstructed"), cohort)
+        labels = pools["reconstruct"].frame.set_index("image_id")[LABELS]
+        of_source = pd.concat([cohort.split("train"), *(pools[name].frame for name in pools if name == "oracle")])
+        pd.testing.assert_frame_equal(
+            labels.loc[slots["image_id"][at]].reset_index(drop=True),
+            of_source.set_index("image_id")[LABELS].loc[plain["image_id"][at]].reset_index(drop=True))
 
 
 def test_what_a_pool_cannot_fill_stays_a_repeat_and_is_counted(cohort, tmp_path):
@@ -170,6 +189,7 @@ def test_permuted_changes_the_labels_of_synthetic_slots_only_and_keeps_their_mul
     swapped = mixed["sample_id"].notna()
     assert (slots["labels_from"].notna() == swapped).all()
     assert sorted(slots.loc[swapped, "labels_from"]) == sorted(mixed.loc[swapped, "image_id"])
+    assert (slots.loc[swapped, "labels_from"] != mixed.loc[swapped, "image_id"]).all()
     pools = load_pools(pool_folders(run, "permuted"), cohort)
     targets, original = (load_slots(each, cohort, pools, size=32, cache=None, threads=1) for each in (slots, mixed))
     np.testing.assert_array_equal(targets.index, original.index)

@@ -8,7 +8,14 @@ from PIL import Image
 
 from cohort.provenance import write_patients
 from cohort.stage import Stage
-from cohort.tables import Cohort, cohort_schema, load_cohort, synthetic_schema, write_table
+from cohort.tables import (
+    RECONSTRUCTED,
+    Cohort,
+    cohort_schema,
+    load_cohort,
+    synthetic_schema,
+    write_table,
+)
 
 LABELS = ["Effusion", "Mass", "Hernia"]
 GROUPS = {"Effusion": "head", "Mass": "medium", "Hernia": "tail"}
@@ -62,6 +69,18 @@ def write_further(run: Path, role: str, *, n: int = 40) -> Cohort:
     stage.finish(outputs=["cohort.parquet"], counts={"rows": n}, extra={
         "labels": LABELS, "groups": GROUPS, "roots": {role: str(images)}, "salt": role, "patient_ids": "given"})
     return load_cohort(stage.folder)
+
+
+def write_reconstructed(run: Path, cohort: Cohort) -> None:
+    """A finished stage with a row, and no image, for each training image of the cohort and of the oracle."""
+    oracle = load_cohort(run / "oracle")
+    frame = pd.concat([cohort.split("train"), oracle.split("train")], ignore_index=True)
+    frame = frame.assign(image_id=RECONSTRUCTED + frame["image_id"], root="reconstructed")
+    stage = Stage("reconstruct", run / "reconstructed", config={}, inputs={})
+    stage.begin()
+    write_table(frame, stage.folder / "reconstructed.parquet", cohort_schema(LABELS))
+    stage.finish(outputs=["reconstructed.parquet"], counts={"images": len(frame)},
+                 extra={"roots": {"reconstructed": str(stage.folder)}})
 
 
 def write_synthetic(run: Path, cohort: Cohort, *, per_source: int = 3, dropped: int = 1) -> pd.DataFrame:
