@@ -4,6 +4,7 @@ The stamp (``_stage.json``) is written last, so its presence means complete. It 
 config section, the hashes of its inputs and the schema version, but not the world size, the device or the micro-batch.
 A folder with another fingerprint is refused, naming the key or input that differs; nothing is ever deleted or silently
 reused. ``_begun.json`` keeps the fingerprint of an unfinished stage, so that a restart continues only its own work.
+From there to the stamp the folder is locked: a second process that would work in it is refused.
 """
 
 import hashlib
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from cohort.errors import TailfillError
+from cohort.lock import LOCK, hold, let_go
 from cohort.pipeline import BEGUN, STAGES, STAMP, read_stamp, read_stamp_file
 
 SCHEMA_VERSION = 1
 PARTIAL = ".partial"
 """Ending of a file that is being written; a kill leaves it behind."""
-PACKAGES = ("tailfill", "torch", "diffusers", "transformers", "accelerate", "timm", "torchmetrics", "pandas",
-            "scikit-learn", "scipy")
+PACKAGES = ("tailfill", "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors",
+            "xformers", "timm", "torchmetrics", "numpy", "pandas", "pyarrow", "pillow", "scikit-learn", "scipy")
 
 
 def hash_bytes(content: bytes) -> str:
@@ -44,15 +46,24 @@ def hash_folder(folder: Path) -> str:
     return hash_bytes("".join(f"{path.relative_to(folder)} {hash_file(path)}\n" for path in files).encode())
 
 
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder and rename, so that no reader meets half a file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}{PARTIAL}")
+def write_atomically(file: Path, content: bytes, *, owned: bool = False) -> None:
+    """Write under a temporary name in the same folder and rename, so that no reader meets half a file.
+
+    The temporary name is this process' own, since two runs may write the same cache. Where a file is ``owned`` by the
+    one that writes it, the name is fixed: whoever writes it again after a kill overwrites what that has left.
+    Raises ``TailfillError`` when the disk is full or the folder cannot be written.
+    """
+    partial = file.with_name(f".{file.name}{'' if owned else f'.{os.getpid()}'}{PARTIAL}")
     try:
-        partial.write_bytes(content)
-        partial.replace(file)
-    finally:
-        partial.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise TailfillError(f"{file}: cannot be written: {error.strerror or error}; what was made before it is kept, "
+                            "so mend this and give the same command again") from error
 
 
 class Stage:
@@ -69,6 +80,7 @@ class Stage:
         identity = {"stage": name, "schema": SCHEMA_VERSION, "config": self.config,
                     "inputs": {key: entry["hash"] for key, entry in self.inputs.items()}}
         self.fingerprint = hash_bytes(json.dumps(identity, sort_keys=True).encode())
+        self.was_complete = (folder / STAMP).is_file()
         self.started = time.monotonic()
 
     def is_complete(self) -> bool:
@@ -86,13 +98,22 @@ class Stage:
                         "give another run folder, or move this one away"
                     )
                 return complete
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        if self.folder.is_dir() and any(not _is_left_by_a_kill(file) for file in self.folder.iterdir()):
             raise TailfillError(f"{self.folder}: is not empty and holds no stamp of stage '{self.name}'; "
                                 "give another folder, or move this one away")
         return False
 
     def begin(self) -> None:
-        """Create the folder and note what is being made in it."""
+        """Create the folder, lock it for this process, clear the half files of a killed one, note what is being made.
+
+        Raises ``TailfillError`` when another process is at work in it, or has completed it in the meantime.
+        """
+        hold(self.folder)
+        if (self.folder / STAMP).is_file() and not self.was_complete:
+            let_go(self.folder)
+            raise TailfillError(f"{self.folder}: another process has just completed this stage; nothing is left to do")
+        for half in self.folder.glob(f".*{PARTIAL}"):
+            half.unlink()
         write_atomically(self.folder / BEGUN, _json({"stage": self.name, "fingerprint": self.fingerprint,
                                                      "config": self.config, "inputs": self.inputs}))
 
@@ -113,6 +134,7 @@ class Stage:
         }
         write_atomically(self.folder / STAMP, _json(stamp))
         (self.folder / BEGUN).unlink(missing_ok=True)
+        let_go(self.folder)
 
     def describe(self, **rows: Any) -> str:
         """What ``--dry-run`` prints: config, inputs and whatever the stage knows of the work ahead."""
@@ -196,6 +218,11 @@ def _describe_input(stage: Stage, key: str, path: Path) -> dict[str, str]:
     if path.is_file():
         return {"kind": "file", "path": str(path.resolve()), "hash": hash_file(path)}
     return {"kind": "stage", "path": str(path.resolve()), "hash": require(path, key)["output_hash"]}
+
+
+def _is_left_by_a_kill(file: Path) -> bool:
+    """Whether a file of an unfinished stage says nothing: its lock, or half of a file."""
+    return file.name == LOCK or file.suffix == PARTIAL
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
