@@ -4,46 +4,69 @@ With ``finetune.pipeline`` a Stable-Diffusion-family pipeline (path or hub id) i
 low-rank adapters (``lora``, Hu et al. 2021); without it, a miniature of the same layout is built around the
 ``autoencoder`` stage. Either way the result is an ordinary diffusers folder, ``RUN/generator/pipeline``; an adapter is
 merged into it and kept beside it in ``lora/``. Captions are the real images' labels in the words of the prompts;
-images of scarce findings are drawn more often. Interrupted, the same command goes on from the last checkpoint.
+images of scarce findings are drawn more often, and ``prior_weight`` keeps what the pipeline knew of the others. Killed,
+the same command goes on from the last checkpoint and ends at the same loss curve and weights, bit for bit on one device
+type, number of processes and of threads. Written are the averaged weights of the last step, or with ``patience`` those
+of the step with the lowest validation loss in the tail.
 
-What it does not promise: a choice of the best step. The final averaged weights are written.
+What it does not promise: bit-equal weights on CUDA, whose kernels may sum in another order; other families, which can
+draw but not learn here.
 
     accelerate launch synth/finetune.py --config configs/nih128.yaml
 """
 
+import json
 import logging
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
-from tqdm import tqdm
 
-from classify.learning.training import (
-    CHECKPOINT,
-    load_checkpoint,
-    save_checkpoint,
-    start_accelerator,
-)
+from classify.learning.training import CHECKPOINT, start_accelerator
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
 from cohort.provenance import FILE, check_no_overlap, is_known, write_patients
 from cohort.stage import Stage
-from cohort.tables import Cohort, load_cohort, write_table
+from cohort.tables import Cohort, load_cohort
 from synth.drawing.pipelines import owning_stage, resolve_pipeline, weights_hash
+from synth.learning.fitting import HISTORY, Loop, Progress
 from synth.learning.fresh import build_pipeline
-from synth.learning.training_set import TrainingSet, captions, speakable, training_set
+from synth.learning.training_set import captions, sampling_weights, speakable, training_set
 from synth.learning.tuning import FinetuneConfig, Trainer
-from synth.learning.validation import draw_sheet, validation_losses
+from synth.learning.validation import validated_labels
 
 log = logging.getLogger(__name__)
+
+
+def check_family(config: FinetuneConfig, folder: Path) -> None:
+    """Raise ``TailfillError`` for a pipeline that is not Stable Diffusion's, before any weight is read."""
+    kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
+    if kind != StableDiffusionPipeline.__name__:
+        raise TailfillError(f"finetune.pipeline: {config.pipeline} is a {kind}; wanted: a StableDiffusionPipeline "
+                            "(Stable Diffusion 1.x or 2.x); others can draw (generate.pipeline), but not learn here")
+
+
+def check_images(config: FinetuneConfig, cohort: Cohort) -> None:
+    """Raise ``TailfillError`` when the cohort lacks images that the settings need, before any work."""
+    train, val = (speakable(cohort.split(split), cohort.labels) for split in ("train", "val"))
+    for split, frame in (("train", train), ("val", val)):
+        if frame.empty:
+            raise TailfillError(f"finetune: the cohort has no image in its {split} split; wanted: one or more")
+    tail = cohort.in_group("tail")
+    if config.patience is not None and not validated_labels(val, cohort)[tail].to_numpy().any():
+        raise TailfillError(f"finetune.patience is {config.patience}, but no validation image carries a finding of the "
+                            f"tail ({', '.join(tail) or 'which is empty'}); wanted: null, or a cohort that has one")
+    weights = sampling_weights(train, cohort.labels, threshold=config.scarcity_threshold, cap=config.scarcity_cap)
+    if config.prior_weight and not (weights == 1).any():
+        raise TailfillError(f"finetune.prior_weight is {config.prior_weight}, but every training image carries a "
+                            f"finding rarer than scarcity_threshold {config.scarcity_threshold}; wanted: 0, or a lower "
+                            "threshold")
 
 
 def load_pipeline(config: FinetuneConfig, run: Run, folder: Path | None, texts: list[str]) -> Any:
@@ -59,52 +82,13 @@ def load_pipeline(config: FinetuneConfig, run: Run, folder: Path | None, texts: 
                             f"{error}") from error
 
 
-def fit(trainer: Trainer, sets: dict[str, TrainingSet], cohort: Cohort, folder: Path) -> None:
-    """Train to the configured number of steps, going on from the last checkpoint; history is kept in it."""
-    history: list[dict[str, float]] = []
-    if state := load_checkpoint(folder / CHECKPOINT):
-        trainer.load(state)
-        history = state["history"]
-    accelerator, config, begun = trainer.accelerator, trainer.config, time.monotonic()
-    before = history[-1]["seconds"] if history else 0.0
-    main, losses = accelerator.is_main_process, []
-    bar = tqdm(total=config.steps, initial=trainer.step, desc="finetune", disable=not main)
-    while trainer.step < config.steps:
-        losses.append(trainer.train_step(sets["train"]))
-        bar.update()
-        last = trainer.step == config.steps
-        if trainer.step % 25 == 0 or last:
-            entry = {"step": trainer.step, "loss": float(np.mean(losses)),
-                     "seconds": before + time.monotonic() - begun}
-            losses.clear()
-            if main and (trainer.step % config.validate_every == 0 or last):
-                entry |= validate(trainer, sets["val"], cohort, folder)
-            history.append(entry)
-            bar.set_postfix(loss=entry["loss"])
-            accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=trainer.step)
-        if main and (trainer.step % config.checkpoint_every == 0 or last):
-            save_checkpoint(folder / CHECKPOINT, step=trainer.step, history=history, **trainer.state())
-    if main:
-        write_table(pd.DataFrame(history), folder / "history.parquet")
-
-
-def validate(trainer: Trainer, val: TrainingSet, cohort: Cohort, folder: Path) -> dict[str, float]:
-    """Losses of the averaged weights per group on the validation split, and a sheet of generated images."""
-    trainer.ema.store(trainer.parameters)
-    trainer.ema.copy_to(trainer.parameters)
-    try:
-        losses = validation_losses(trainer, val, cohort)
-        draw_sheet(trainer.pipeline, cohort, folder / "validation" / f"step_{trainer.step:06d}.png", seed=trainer.seed)
-    finally:
-        trainer.ema.restore(trainer.parameters)
-    return losses
-
-
-def finish(trainer: Trainer, n_images: int, cohort: Cohort, stage: Stage, parents: list[Path]) -> None:
+def finish(
+    trainer: Trainer, progress: Progress, n_images: int, cohort: Cohort, stage: Stage, parents: list[Path]
+) -> None:
     """Write the pipeline with its averaged weights, provenance and the stamp. ``parents``: stages it started from."""
     pipeline, config = trainer.pipeline, trainer.config
     trainer.ema.copy_to(trainer.parameters)
-    outputs = ["pipeline", "history.parquet", FILE]
+    outputs = ["pipeline", HISTORY, FILE]
     if config.uses_lora:
         layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(trainer.unet))
         StableDiffusionPipeline.save_lora_weights(stage.folder / "lora", unet_lora_layers=layers)
@@ -113,15 +97,20 @@ def finish(trainer: Trainer, n_images: int, cohort: Cohort, stage: Stage, parent
         outputs.append("lora")
     pipeline.to("cpu").save_pretrained(stage.folder / "pipeline", safe_serialization=True)
     write_patients(stage.folder, cohort.split("train")["patient_id"], salt=cohort.salt, inherited=parents)
-    seconds = float(pd.read_parquet(stage.folder / "history.parquet")["seconds"].max())
+    rate = float(pd.DataFrame(progress.history)["images_per_second"].median())
     left_out = len(cohort.split("train")) - n_images
+    over = progress.is_over(config.patience)
+    ended = f"{config.patience} validations without a lower tail loss" if over else "all steps done"
+    log.info("finetune: ended at step %d (%s), weights of step %d written; %.1f images/s, peak memory %.0f MiB",
+             trainer.step, ended, progress.written_step, rate, progress.peak_memory_mib)
     stage.finish(
-        outputs=outputs, seconds=seconds,
+        outputs=outputs, seconds=progress.seconds,
         counts={"train_images": n_images, "too_many_findings": left_out, "steps": trainer.step},
         extra={"provenance": "known" if parents and all(is_known(parent, cohort) for parent in parents) else "unknown",
                "processes": trainer.accelerator.num_processes,
                "parameters": sum(p.numel() for p in trainer.unet.parameters()),
-               "images_per_second": round(trainer.step * config.batch_size / max(seconds, 1e-9), 1)},
+               "ended": ended, "written_step": progress.written_step, "images_per_second": round(rate, 1),
+               "peak_memory_mib": round(progress.peak_memory_mib)},
     )
     for served in (CHECKPOINT, "latents_train.npy", "latents_val.npy"):
         (stage.folder / served).unlink(missing_ok=True)
@@ -136,7 +125,9 @@ def find_parents(run: Run, folder: Path | None) -> list[Path]:
 def open_stage(config: FinetuneConfig, run: Run, folder: Path | None) -> Stage:
     """The stage; what identifies a pipeline to start from is its weights, not where they lie."""
     inputs = {"cohort": run.cohort_folder}
-    unimportant = {"pipeline", "revision", "validate_every", "checkpoint_every"}
+    unimportant = {"pipeline", "revision", "checkpoint_every", "gradient_checkpointing"}
+    if config.patience is None:
+        unimportant.add("validate_every")  # when it only shows how training goes
     settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in unimportant}
     if folder is None:
         inputs["autoencoder"] = run.folder / "autoencoder"
@@ -152,6 +143,8 @@ def main() -> None:
     run, config = options.run, options.section
     cohort = load_cohort(run.cohort_folder)
     folder = resolve_pipeline(config.pipeline, config.revision) if config.pipeline else None
+    if folder is not None:
+        check_family(config, folder)
     stage = open_stage(config, run, folder)
     if options.dry_run:
         sys.stdout.write(stage.describe(train_images=len(cohort.split("train")), steps=config.steps) + "\n")
@@ -159,6 +152,7 @@ def main() -> None:
     if stage.is_complete():
         log.info("finetune: complete, nothing to do")
         return
+    check_images(config, cohort)
     parents = find_parents(run, folder)
     for parent in parents:
         check_no_overlap(parent, cohort)
@@ -172,10 +166,10 @@ def main() -> None:
     pipeline = load_pipeline(config, run, folder, texts)
     trainer = Trainer(config, pipeline, accelerator, seed=run.seed)
     sets = {split: training_set(trainer, cohort, run, stage.folder, split=split) for split in ("train", "val")}
-    fit(trainer, sets, cohort, stage.folder)
+    progress = Loop(trainer, sets, cohort, stage.folder).run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        finish(trainer, len(sets["train"].frame), cohort, stage, parents)
+        finish(trainer, progress, len(sets["train"].frame), cohort, stage, parents)
     accelerator.end_training()
 
 

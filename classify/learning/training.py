@@ -1,36 +1,45 @@
 """What every training shares: an accelerator with a tracker, and checkpoints to stop and go on from.
 
-One checkpoint file per training run, written under a temporary name and renamed.
+One checkpoint file per training run, written under a temporary name and renamed: a kill leaves the last whole one.
 
 Batches, noise and timesteps are drawn from generators seeded by (seed, step), so a resumed run needs no generator
 state: weights, optimiser and step are all, and it ends at the same bits as an uninterrupted one on one device type
 and thread count.
 """
 
-import io
 import math
+import resource
+import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from cohort.config import Run
 from cohort.errors import TailfillError
-from cohort.stage import write_atomically
+from cohort.stage import PARTIAL
 
 CHECKPOINT = "checkpoint.pt"
+LONGEST_WAIT = timedelta(hours=12)
+"""How long processes wait for the main one, which alone reads images and validates; 10 minutes by default on GPUs."""
 
 
 def start_accelerator(run: Run, folder: Path, precision: str) -> Accelerator:
     """An accelerator with the run's tracker writing below ``folder``; ``TailfillError`` if it cannot be had."""
     torch.set_num_threads(run.threads)
     try:
-        return Accelerator(mixed_precision=precision, log_with=None if run.tracker == "none" else run.tracker,
-                           project_dir=str(folder))
+        accelerator = Accelerator(
+            mixed_precision=precision, log_with=None if run.tracker == "none" else run.tracker, project_dir=str(folder),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     except ValueError as error:
         raise TailfillError(f"tracker '{run.tracker}', precision '{precision}': {error}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in float32 without a word
+        raise TailfillError("precision is 'fp16', which needs a GPU; wanted: no or bf16")
+    return accelerator
 
 
 def check_precision(precision: str, *, key: str) -> None:
@@ -52,11 +61,22 @@ def check_finite(loss: float, *, step: int, stage: str) -> None:
         raise TailfillError(f"{stage}: the loss is {loss} at step {step}; lower the learning rate")
 
 
+def peak_memory(device: torch.device) -> float:
+    """Most memory that this process has held so far, in MiB: on a GPU its tensors there, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def save_checkpoint(file: Path, *, step: int, **states: Any) -> None:
     """Write the number of finished steps and the state dicts, atomically."""
-    buffer = io.BytesIO()
-    torch.save({"step": step, **states}, buffer)
-    write_atomically(file, buffer.getvalue())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}{PARTIAL}")  # one name: what a kill leaves half written, the next overwrites
+    try:
+        torch.save({"step": step, **states}, partial)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(file: Path) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@
 ``w(t)`` is min-SNR (Hang et al. 2023, eq. 8), which keeps the many easy, nearly noiseless timesteps from dominating.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,6 +17,15 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from cohort.errors import TailfillError
+
+
+class Prior(Protocol):
+    """A frozen model whose predictions are to be kept, as ``prior.StartingPipeline``."""
+
+    weight: float
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        """What ``Denoiser`` would predict, (n, c, h, w), without a gradient."""
 
 
 class Denoiser(nn.Module):
@@ -29,6 +39,24 @@ class Denoiser(nn.Module):
         """Latents (n, c, h, w), timesteps (n,) int64 and tokens (n, 77) int64 -> prediction (n, c, h, w)."""
         context = self.text_encoder(tokens)[0]
         return self.unet(noisy, timesteps, encoder_hidden_states=context).sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images to be noised and predicted."""
+
+    clean: Tensor
+    """float32 (n, c, h, w): scaled latents x_0."""
+    noise: Tensor
+    """float32 (n, c, h, w), standard normal."""
+    timesteps: Tensor
+    """int64 (n,), from 0 to the scheduler's training timesteps - 1."""
+    tokens: Tensor
+    """int64 (n, 77)."""
+
+    def rows(self, which: slice, device: torch.device) -> Self:
+        """Some of the rows, on ``device``."""
+        return type(self)(**{name: getattr(self, name)[which].to(device) for name in self.__dataclass_fields__})
 
 
 def target_and_weight(
@@ -52,13 +80,20 @@ def target_and_weight(
 
 
 def denoising_loss(
-    model: nn.Module, scheduler: DDPMScheduler, *, clean: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor,
-    snr_gamma: float,
+    model: nn.Module, scheduler: DDPMScheduler, batch: Batch, *, snr_gamma: float, prior: Prior | None = None
 ) -> Tensor:
-    """Weighted squared error per image, float32 (n,)."""
-    target, weight = target_and_weight(scheduler, clean=clean, noise=noise, timesteps=timesteps, snr_gamma=snr_gamma)
-    noisy = scheduler.add_noise(clean, noise, timesteps)
-    prediction = model(noisy, timesteps, tokens).float()
+    """Weighted squared error per image, float32 (n,).
+
+    With a ``prior`` the second half of the batch is to be predicted as the prior predicts it.
+    """
+    target, weight = target_and_weight(scheduler, clean=batch.clean, noise=batch.noise, timesteps=batch.timesteps,
+                                       snr_gamma=snr_gamma)
+    noisy = scheduler.add_noise(batch.clean, batch.noise, batch.timesteps)
+    if prior is not None:
+        half = len(noisy) // 2
+        kept = prior.predict(noisy[half:], batch.timesteps[half:], batch.tokens[half:])
+        target, weight = torch.cat([target[:half], kept]), torch.cat([weight[:half], prior.weight * weight[half:]])
+    prediction = model(noisy, batch.timesteps, batch.tokens).float()
     return weight.float() * (prediction - target.float()).square().mean(dim=(1, 2, 3))
 
 

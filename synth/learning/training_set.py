@@ -1,7 +1,7 @@
 """What the generator is taught: latents of real images, and captions in the very words that the prompts use.
 
 Images are encoded once. Each label vector has several phrasings, so that the text encoder learns findings rather than
-sentences; images of scarce findings are drawn more often, but not without limit, so that the head is not forgotten.
+sentences; images of scarce findings are drawn more often, but not without limit.
 """
 
 import io
@@ -39,9 +39,15 @@ class TrainingSet:
     """int64 (77,): the empty caption."""
     vae: Any
 
-    def draw(self, n: int, generator: torch.Generator, *, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled latents (n, c, h, w) float32 and tokens (n, 77) int64 of ``n`` images drawn by weight."""
-        chosen = torch.multinomial(torch.from_numpy(self.weights), n, replacement=True, generator=generator)
+    def draw(
+        self, n: int, generator: torch.Generator, *, dropout: float, common: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled latents (n, c, h, w) float32 and tokens (n, 77) int64 of ``n`` images drawn by weight.
+
+        ``common``: only images without a scarce finding (weight 1), all of them equally often.
+        """
+        weights = (self.weights == 1).astype(np.float64) if common else self.weights
+        chosen = torch.multinomial(torch.from_numpy(weights), n, replacement=True, generator=generator)
         variant = torch.randint(self.tokens.shape[1], (n,), generator=generator)
         tokens = self.tokens[chosen, variant].clone()
         tokens[torch.rand(n, generator=generator) < dropout] = self.blank

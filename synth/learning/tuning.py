@@ -1,9 +1,11 @@
 """One fine-tuning run: its settings, what of a pipeline learns, and one optimiser step.
 
-All that is random in a step is drawn from a generator of (seed, step, rank), so a checkpoint of parameters, optimiser
-and averaged weights is enough to go on.
+All that is random in a step is drawn from a generator of (seed, step), so a checkpoint of parameters, optimiser and
+averaged weights is enough to go on. Every process draws the whole batch and takes its share: the number of processes
+and of accumulated passes changes sums by their rounding, nothing else.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +16,11 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 
-from classify.learning.training import check_finite, check_precision, share_batch, step_generator
+from classify.learning.training import check_finite, share_batch, step_generator
 from cohort.config import hub_or_path, require_values
-from synth.learning.denoiser import Denoiser, denoising_loss
+from synth.learning.denoiser import Batch, Denoiser, denoising_loss
 from synth.learning.fresh import FreshConfig
+from synth.learning.prior import StartingPipeline
 from synth.learning.training_set import TrainingSet
 
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -43,13 +46,16 @@ class FinetuneConfig:
     steps: int = 3000
     """Optimiser steps."""
     batch_size: int = 32
-    """Images per step over all processes and accumulation steps."""
+    """Images per step over all processes and accumulated passes; as many again where ``prior_weight`` is above 0."""
     gradient_accumulation: int = 1
-    """Forward passes per optimiser step."""
+    """Forward passes per process and optimiser step, 1 or more: saves memory, changes no more than rounding."""
+    gradient_checkpointing: bool = False
+    """Whether the U-Net's activations are computed again rather than kept: less memory, a third more time."""
     learning_rate: float = 5e-4
-    """Peak rate of AdamW after linear warm-up; 1e-5 (full) or 1e-4 (lora) suit a pre-trained pipeline."""
+    """Peak rate of AdamW; 1e-5 (full) or 1e-4 (lora) suit a pre-trained pipeline. Over all steps the rate falls to a
+    tenth by a cosine."""
     warmup_steps: int = 100
-    """Steps of linear warm-up, after which the rate falls to a tenth by a cosine."""
+    """Steps of linear warm-up, on top of the cosine; 0 or more."""
     ema_decay: float = 0.999
     """Decay of the weight average that is written, below 1; it warms up from the first step."""
     snr_gamma: float = 5.0
@@ -60,16 +66,21 @@ class FinetuneConfig:
     """Labels rarer than this share of the images are drawn more often, by sqrt(threshold / share)."""
     scarcity_cap: float = 5.0
     """Most times that an image is drawn as often as a common one, 1 or more."""
+    prior_weight: float = 0.0
+    """Weight of the loss that keeps the starting pipeline's predictions on images without a scarce finding, 0 or more;
+    0 switches it off, 1 is DreamBooth's (Ruiz et al. 2022). Not for a pipeline from nothing."""
     precision: str = "no"
-    """``no`` or ``bf16`` (autocast)."""
+    """``no``, or autocast to ``bf16`` or ``fp16`` (GPUs only; gradients are scaled)."""
     validate_every: int = 500
     """Steps between validation losses and contact sheets."""
+    patience: int | None = None
+    """Validations without a lower tail loss after which training ends, 1 or more; the averaged weights of the best one
+    are written. null: all steps are done, and the last weights written."""
     checkpoint_every: int = 250
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         """Raise ``TailfillError`` for the first value out of range."""
-        check_precision(self.precision, key="finetune.precision")
         ones = {key: getattr(self, key) for key in ("lora_rank", "steps", "batch_size", "gradient_accumulation",
                                                     "validate_every", "checkpoint_every")}
         require_values(
@@ -83,6 +94,11 @@ class FinetuneConfig:
             caption_dropout=(self.caption_dropout, 0 <= self.caption_dropout < 1, "0 to below 1"),
             scarcity_threshold=(self.scarcity_threshold, 0 < self.scarcity_threshold <= 1, "above 0, 1 at most"),
             scarcity_cap=(self.scarcity_cap, self.scarcity_cap >= 1, "1 or more"),
+            prior_weight=(self.prior_weight,
+                          self.prior_weight == 0 or (self.prior_weight > 0 and self.pipeline is not None),
+                          "0, or above 0 with a pipeline to start from"),
+            precision=(self.precision, self.precision in ("no", "bf16", "fp16"), "no, bf16 or fp16"),
+            patience=(self.patience, self.patience is None or self.patience >= 1, "1 or more, or null"),
         )
 
     @property
@@ -106,24 +122,35 @@ class Trainer:
         else:
             self.unet.requires_grad_(True)
             self.text_encoder.requires_grad_(config.train_text_encoder or config.pipeline is None)
-        pipeline.vae.to(accelerator.device)
-        module = Denoiser(self.unet, self.text_encoder)
+        if config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.prior = StartingPipeline(self.unet, self.text_encoder, weight=config.prior_weight,
+                                      uses_lora=config.uses_lora) if config.prior_weight else None
+        self.n_parts = accelerator.num_processes * config.gradient_accumulation
+        self.share = share_batch(config.batch_size, self.n_parts, key="finetune.batch_size")
+        # important: evaluation mode, so that no dropout of a foreign pipeline draws from the global generator
+        module = Denoiser(self.unet, self.text_encoder).eval()
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.model = accelerator.prepare(module)
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.01)
+        for part in (pipeline.vae, self.prior):
+            if part is not None:
+                part.to(accelerator.device)
+        self.optimiser = accelerator.prepare(
+            torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.01))
         self.ema = EMAModel(self.parameters, decay=config.ema_decay, use_ema_warmup=True, power=0.75)
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine down to a tenth of the peak."""
+        """A cosine over all steps down to a tenth of the peak, times a linear warm-up."""
         config = self.config
         share = min(1.0, self.step / max(1, config.steps))
         cosine = 0.1 + 0.45 * (1 + float(np.cos(np.pi * share)))
         return config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps)) * cosine
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """What a checkpoint holds; all of it changes from step to step."""
+        scaler = self.accelerator.scaler  # of fp16's gradients, else None
         return {"parameters": [p.detach().cpu() for p in self.parameters], "optimiser": self.optimiser.state_dict(),
-                "ema": self.ema.state_dict()}
+                "ema": self.ema.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
@@ -133,26 +160,38 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.accelerator.device)
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
 
+    def draw(self, data: TrainingSet) -> Batch:
+        """The step's whole batch, and after it as many common images where a prior is to be kept; on the CPU."""
+        config, generator = self.config, step_generator(self.seed, self.step)
+        drawn = [data.draw(config.batch_size, generator, dropout=config.caption_dropout, common=common)
+                 for common in ([False, True] if self.prior else [False])]
+        clean, tokens = (torch.cat(part) for part in zip(*drawn, strict=True))
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (len(clean),), generator=generator)
+        return Batch(clean=clean, noise=noise, timesteps=timesteps, tokens=tokens)
+
     def train_step(self, data: TrainingSet) -> float:
-        """One optimiser step; returns this rank's mean loss."""
-        config, total = self.config, 0.0
-        parts = self.accelerator.num_processes * config.gradient_accumulation
-        share = share_batch(config.batch_size, parts, key="finetune.batch_size")
-        generator = step_generator(self.seed, self.step, rank=self.accelerator.process_index)
+        """One optimiser step; returns the mean loss of this process's share, its prior's included."""
+        config, accelerator, total = self.config, self.accelerator, 0.0
         self.optimiser.param_groups[0]["lr"] = self.learning_rate()
-        for _ in range(config.gradient_accumulation):
-            clean, tokens = data.draw(share, generator, dropout=config.caption_dropout)
-            noise = torch.randn(clean.shape, generator=generator)
-            timesteps = torch.randint(self.scheduler.config.num_train_timesteps, (share,), generator=generator)
-            clean, noise, timesteps, tokens = (x.to(self.accelerator.device) for x in (clean, noise, timesteps, tokens))
-            with self.accelerator.autocast():
-                loss = denoising_loss(self.model, self.scheduler, clean=clean, noise=noise, timesteps=timesteps,
-                                      tokens=tokens, snr_gamma=config.snr_gamma).mean()
-            self.accelerator.backward(loss / config.gradient_accumulation)
-            total += loss.item() / config.gradient_accumulation
-        self.accelerator.clip_grad_norm_(self.parameters, 1.0)
+        batch = self.draw(data)
+        for number in range(config.gradient_accumulation):
+            place = accelerator.process_index * config.gradient_accumulation + number
+            # every n-th row: image i and the common image i belong to the same part, so each has as many of both
+            part = batch.rows(slice(place, None, self.n_parts), accelerator.device)
+            is_last = number == config.gradient_accumulation - 1
+            with nullcontext() if is_last else accelerator.no_sync(self.model):  # processes meet once a step
+                with accelerator.autocast():
+                    losses = denoising_loss(self.model, self.scheduler, part, snr_gamma=config.snr_gamma,
+                                            prior=self.prior)
+                loss = losses.sum() / (self.share * config.gradient_accumulation)
+                accelerator.backward(loss)
+            total += loss.item()
+        accelerator.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.ema.step(self.parameters)

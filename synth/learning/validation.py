@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -11,10 +12,21 @@ from classify.learning.training import step_generator
 from classify.sheets import contact_sheet
 from cohort.tables import Cohort
 from prompts.phrases import phrase
-from synth.learning.denoiser import denoising_loss, sample_latents
+from synth.learning.denoiser import Batch, denoising_loss, sample_latents
 
 MAX_IMAGES = 256
 """Validation images scored; chosen because the loss is noisy in timesteps rather than in images."""
+
+
+SHEET_VIEWS = ("PA", "PA", "AP", "AP")
+"""The views of a sheet's columns."""
+
+
+def validated_labels(frame: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Which labels the validation images that are scored carry: bool, a column per label, indexed by row number."""
+    present = frame[cohort.labels].eq(1).fillna(False).to_numpy(dtype=bool)
+    rows = choose_images(present, MAX_IMAGES)
+    return pd.DataFrame(present[rows], index=rows, columns=cohort.labels)
 
 
 def choose_images(present: np.ndarray, limit: int) -> np.ndarray:
@@ -31,47 +43,45 @@ def validation_losses(trainer: Any, val: Any, cohort: Cohort) -> dict[str, float
     Returns ``val_loss`` and ``val_head``, ``val_medium``, ``val_tail`` over the images that carry a label of the group;
     NaN where there are none.
     """
-    present = val.frame[cohort.labels].eq(1).fillna(False).to_numpy(dtype=bool)
-    rows = choose_images(present, MAX_IMAGES)
+    present = validated_labels(val.frame, cohort)
+    rows = present.index.to_numpy()
     generator = step_generator(trainer.seed, 2**31)
     clean = sample_latents(val.moments[rows], vae=trainer.pipeline.vae, generator=generator)
     noise = torch.randn(clean.shape, generator=generator)
     total = trainer.scheduler.config.num_train_timesteps
     timesteps = torch.linspace(0, total - 1, len(rows)).long()[torch.randperm(len(rows), generator=generator)]
-    losses, device = [], trainer.accelerator.device
+    batch = Batch(clean=clean, noise=noise, timesteps=timesteps, tokens=val.tokens[torch.from_numpy(rows), 0])
+    model, losses = trainer.accelerator.unwrap_model(trainer.model), []
     for start in range(0, len(rows), 32):
-        part = slice(start, start + 32)
-        tokens = val.tokens[torch.from_numpy(rows[part]), 0]
+        part = batch.rows(slice(start, start + 32), trainer.accelerator.device)
         with trainer.accelerator.autocast():
-            loss = denoising_loss(
-                trainer.accelerator.unwrap_model(trainer.model), trainer.scheduler, clean=clean[part].to(device),
-                noise=noise[part].to(device), timesteps=timesteps[part].to(device), tokens=tokens.to(device),
-                snr_gamma=trainer.config.snr_gamma,
-            )
-        losses.append(loss.cpu().numpy())
-    flat = np.concatenate(losses)
+            losses.append(denoising_loss(model, trainer.scheduler, part, snr_gamma=trainer.config.snr_gamma).cpu())
+    flat = torch.cat(losses).numpy()
     out = {"val_loss": float(flat.mean())}
     for group in ("head", "medium", "tail"):
-        columns = [cohort.labels.index(label) for label in cohort.in_group(group)]
-        carries = present[rows][:, columns].any(axis=1)
+        carries = present[cohort.in_group(group)].to_numpy().any(axis=1)
         out[f"val_{group}"] = float(flat[carries].mean()) if carries.any() else float("nan")
     return out
 
 
 @torch.no_grad()
-def draw_sheet(pipeline: Any, cohort: Cohort, file: Path, *, seed: int, columns: int = 4) -> None:
-    """Generate a few images of every tail label, of one common label and of nothing, and save them as a sheet."""
-    wanted = [[label] for label in cohort.in_group("tail")][:4]
-    wanted += [[label] for label in (cohort.in_group("head") + cohort.in_group("medium"))[:1]] + [[]]
-    prompts = [phrase(found, view=view, age=60.0, sex="M", variant=0) for found in wanted
-               for view in ("PA", "AP") for _ in range(columns // 2)]
-    titles = [f"{', '.join(found) or 'nothing'} ({view})" for found in wanted
-              for view in ("PA", "AP") for _ in range(columns // 2)]
-    generators = [torch.Generator().manual_seed(seed * 1000 + index) for index in range(len(prompts))]
+def draw_sheet(pipeline: Any, cohort: Cohort, file: Path, *, seed: int) -> None:
+    """Save a sheet of generated images: a row for each of up to four tail labels, one medium, one head label, nothing.
+
+    The noise is the same each time: what changes from sheet to sheet is what was learnt.
+    """
+    wanted = [(group, label) for group, most in (("tail", 4), ("medium", 1), ("head", 1))
+              for label in cohort.in_group(group)[:most]] + [("", "")]
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(prompts, num_inference_steps=25, guidance_scale=2.5, generator=generators,
-                      output_type="np").images
-    grey = [(image.mean(axis=-1) * 255).round().astype(np.uint8) for image in images]
-    sheet: Image.Image = contact_sheet(grey, titles, columns)
+    images: list[np.ndarray] = []
+    titles = []
+    for group, label in wanted:
+        prompts = [phrase([label] if label else [], view=view, age=60.0, sex="M", variant=0) for view in SHEET_VIEWS]
+        titles += [f"{label} ({group}), {view}" if label else f"nothing, {view}" for view in SHEET_VIEWS]
+        generators = [torch.Generator().manual_seed(seed * 1000 + len(images) + column)
+                      for column in range(len(prompts))]
+        drawn = pipeline(prompts, num_inference_steps=25, guidance_scale=2.5, generator=generators, output_type="np")
+        images += [(image.mean(axis=-1) * 255).round().astype(np.uint8) for image in drawn.images]
+    sheet: Image.Image = contact_sheet(images, titles, len(SHEET_VIEWS))
     file.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(file)

@@ -22,6 +22,7 @@ from prompts.phrases import N_VARIANTS, WORDINGS
 from synth.autoencoder import AutoencoderConfig, build_autoencoder
 from synth.finetune import finish, load_pipeline
 from synth.learning.denoiser import encode_moments, sample_latents, target_and_weight
+from synth.learning.fitting import Progress
 from synth.learning.fresh import FreshConfig, build_pipeline, train_tokenizer
 from synth.learning.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
 from synth.learning.tuning import FinetuneConfig, Trainer
@@ -198,7 +199,8 @@ def test_rare_images_come_first_in_validation() -> None:
 
 @pytest.mark.parametrize("bad", [
     {"mode": "half"}, {"lora_rank": 0}, {"steps": 0}, {"validate_every": 0}, {"checkpoint_every": 0},
-    {"precision": "fp16"}, {"caption_dropout": 1.0}, {"ema_decay": 1.0}, {"scarcity_cap": 0.5},
+    {"precision": "fp8"}, {"caption_dropout": 1.0}, {"ema_decay": 1.0}, {"scarcity_cap": 0.5},
+    {"prior_weight": 1.0}, {"prior_weight": -1.0}, {"patience": 0},
 ])
 def test_settings_that_cannot_work_are_named(bad: dict) -> None:
     with pytest.raises(TailfillError, match=f"finetune.{next(iter(bad))} is"):
@@ -254,9 +256,8 @@ def test_a_merged_adapter_is_the_adapter(tmp_path: Path) -> None:
 
     frame = pd.DataFrame({"split": ["train"], "patient_id": ["p"]})
     cohort = Cohort(frame=frame, labels=[], groups={}, roots={}, salt="s", folder=tmp_path)
-    pd.DataFrame({"seconds": [1.0]}).to_parquet(tmp_path / "history.parquet")
     recorder = Recorder()
-    finish(trainer, 1, cohort, recorder, [])
+    finish(trainer, Progress(history=[{"step": 3, "images_per_second": 1.0}]), 1, cohort, recorder, [])
     assert "lora" in recorder.stamp["outputs"]
     assert load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
 
