@@ -7,10 +7,15 @@
     python -m synth.generate --config C --dry-run
 
 (The second is two processes on a CPU; with GPUs, leave the variable out.) The plan fixes each image's id, seed, texts
-and logical batch; ranks share the batches, a finished one is a part file (see ``parts``), and ``images.parquet`` is
-assembled when every planned id is an image or a recorded error. To resume, give the same command again, with as many
-processes as you like. The same files come out bit for bit for one device type, micro-batch and thread count; across
-those, images agree to a grey level or two.
+and logical batch; ranks share the batches, a finished one is a part file (see ``parts``), and the tables are assembled
+when every planned id is an image or a recorded error. To resume, give the same command again, with as many processes
+as you like; a second run in the same folder at the same time is refused.
+
+Promised for equal plans, settings and versions: the same ids, seeds and initial noise anywhere. On one device type, with
+equal ``threads`` and equal settings of ``RUNTIME``, ``images.parquet`` and every PNG are equal byte for byte, for any
+number of processes, in one go or after any kills (``scripts/torture.py``). Between device types, thread counts or
+micro-batches float sums change their order: pixels agree to a grey level or two, hashes do not. Never equal:
+``batches.parquet`` (who drew, how long) and what the stamp says of the last session (seconds, world size, images drawn).
 """
 
 import datetime
@@ -18,13 +23,12 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from tqdm import tqdm
@@ -32,10 +36,12 @@ from tqdm import tqdm
 from cohort.config import Options, Run, hub_or_path, parse, require_values
 from cohort.errors import TailfillError, run_command
 from cohort.provenance import is_known
-from cohort.stage import Stage, read_stamp, require, verify
-from cohort.tables import load_cohort, plan_schema, read_table
-from synth.drawing.parts import BatchWriter, assemble, finished_batches
+from cohort.stage import Stage, device_name, read_stamp, require, verify
+from cohort.tables import load_cohort
+from synth.drawing.execution import PRECISIONS
+from synth.drawing.parts import IMAGES, BatchWriter, Drawer, assemble
 from synth.drawing.pipelines import (
+    DECODE_BATCH,
     check_names,
     load_pipeline,
     owning_stage,
@@ -43,12 +49,14 @@ from synth.drawing.pipelines import (
     resolve_pipeline,
     weights_hash,
 )
-from synth.drawing.sampling import Row, Sampler, Settings, check_lengths, draw_rows, encode_texts, image_size
+from synth.drawing.planned import asked_texts, batches_left, read_plan, rows_by_batch
+from synth.drawing.sampling import Row, Sampler, Settings, draw_rows, image_size
+from synth.drawing.texts import check_texts, encode_texts
 
 log = logging.getLogger(__name__)
 
-RUNTIME = ("micro_batch", "io_threads", "attention")
-"""Settings that say how the work is done, not what comes out; no part of the stage's fingerprint."""
+RUNTIME = ("micro_batch", "decode_batch", "io_threads", "attention", "channels_last", "compile")
+"""Settings that say how the work is done and change an image by rounding only; no part of the stage's fingerprint."""
 PLACES = ("pipeline", "revision", "lora")
 """Where weights lie; what identifies them in the fingerprint is their hash."""
 
@@ -80,7 +88,14 @@ class GenerateConfig:
     precision: str = "no"
     """Of the denoiser: no (float32), bf16 or fp16. Latents, text encoder and decoder stay float32."""
     attention: str = "auto"
-    """auto (xFormers where a real call to it works, else sdpa), xformers or sdpa."""
+    """auto (xFormers where a real call to it works, else sdpa), xformers, sdpa (torch's, which chooses its kernel), or
+    one kernel of torch: flash, efficient, cudnn, eager."""
+    channels_last: bool = False
+    """Keep images with their channels last in memory; pays on GPUs in bf16 or fp16."""
+    compile: bool = False
+    """Compile the repeated blocks of denoiser and decoder: minutes before the first image, less time for each."""
+    decode_batch: int = DECODE_BATCH
+    """Images decoded at a time, 1 or more; memory grows with it."""
     grey: bool = True
     """Save 8-bit grey PNGs (the mean of the channels) rather than RGB."""
     io_threads: int = 2
@@ -93,7 +108,7 @@ class GenerateConfig:
         """Raise ``TailfillError`` for the first value out of range."""
         check_names(scheduler=self.scheduler, precision=self.precision, attention=self.attention)
         counts = {key: getattr(self, key) for key in
-                  ("num_inference_steps", "micro_batch", "io_threads", "limit", "height", "width")}
+                  ("num_inference_steps", "micro_batch", "decode_batch", "io_threads", "limit", "height", "width")}
         start, stop = self.guidance_interval
         require_values("generate", **{key: (n, n is None or n >= 1, "1 or more") for key, n in counts.items()},
                 guidance_scale=(self.guidance_scale, self.guidance_scale >= 1, "1 or more"),
@@ -109,18 +124,6 @@ class Work:
     lora: Path | None
     stage: Stage
     extra: dict[str, Any]
-
-
-def read_plan(run: Run, labels: Sequence[str], limit: int | None) -> pd.DataFrame:
-    """The plan's rows; raises ``TailfillError`` for rows that start from an image, which this stage cannot do yet."""
-    plan = read_table(verify(run.folder / "plan", "plan", "plan.parquet"), plan_schema(labels)).iloc[:limit]
-    if plan.empty:
-        raise TailfillError(f"{run.folder / 'plan' / 'plan.parquet'}: holds no rows; nothing can be generated")
-    conditioned = plan[plan["init_image_id"].notna()]
-    if len(conditioned):
-        raise TailfillError(f"plan, sample_id {conditioned['sample_id'].iloc[0]}: starts from an image "
-                            f"({conditioned['init_image_id'].iloc[0]}), which generate does not do")
-    return plan
 
 
 def hash_pipeline(folder: Path, owner: Path | None) -> str:
@@ -151,37 +154,13 @@ def prepare(run: Run, config: GenerateConfig) -> Work:
                 extra=hashes | {"provenance": "known" if all(known) else "unknown"})
 
 
-def check_texts(work: Work) -> None:
-    """Raise ``TailfillError`` for a text that the pipeline's tokenizers would cut."""
-    folders = [path for path in sorted(work.pipeline.glob("tokenizer*")) if path.is_dir()]
-    try:
-        tokenizers = [transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True) for path in folders]
-    except (OSError, ValueError) as error:
-        raise TailfillError(f"{work.pipeline}: its tokenizer does not load: {error}") from error
-    check_lengths(tokenizers, to_rows(work.plan))
-
-
-def to_rows(frame: pd.DataFrame) -> list[Row]:
-    """Rows of the plan as sampling takes them."""
-    columns = [frame[name] for name in ("sample_id", "prompt", "negative_prompt", "seed")]
-    return [Row(sample_id=sample_id, prompt=prompt, negative_prompt=negative, seed=int(seed))
-            for sample_id, prompt, negative, seed in zip(*columns, strict=True)]
-
-
-def batches_to_do(plan: pd.DataFrame, folder: Path) -> list[tuple[int, list[Row]]]:
-    """The logical batches without a part file, in order."""
-    done = finished_batches(folder)
-    groups = plan[~plan["batch"].isin(done)].groupby("batch", sort=True)
-    return [(int(str(batch)), to_rows(rows)) for batch, rows in groups]
-
-
 def begin(accelerator: Accelerator, options: Options) -> Work | None:
     """Check everything once, on the main process, and begin the stage; None when it is complete on all ranks."""
     work: list[Work | None] = [None]
     if accelerator.is_main_process:
         found = prepare(options.run, options.section)
         if not found.stage.is_complete():
-            check_texts(found)
+            check_texts(found.pipeline, asked_texts(found.plan))
             found.stage.begin()
             work = [found]
     if accelerator.num_processes > 1:
@@ -189,19 +168,20 @@ def begin(accelerator: Accelerator, options: Options) -> Work | None:
     return work[0]
 
 
-def draw_batches(accelerator: Accelerator, sampler: Sampler, mine: list[tuple[int, list[Row]]], folder: Path,
-                 config: GenerateConfig) -> int:
-    """Draw and write this rank's batches; returns the number of images drawn.
+def draw_batches(accelerator: Accelerator, sampler: Sampler, mine: list[tuple[int, list[Row]]], writer: BatchWriter,
+                 config: GenerateConfig) -> None:
+    """Draw and write this rank's batches.
 
     Raises ``TailfillError`` when every image of the first batch fails: then the settings are wrong, not an image.
     """
     world, total = accelerator.num_processes, sum(len(rows) for _, rows in mine)
     bar = tqdm(total=total, unit="image", desc="generate" + (f" (1 of {world} ranks)" if world > 1 else ""),
                disable=not accelerator.is_main_process)
-    writer = BatchWriter(folder, threads=config.io_threads, rank=accelerator.process_index)
+    fixed_shapes = config.compile or accelerator.device.type == "cuda"
     with bar, writer:
         for number, (batch, rows) in enumerate(mine):
-            drawn = draw_rows(rows, draw=sampler.draw, micro_batch=config.micro_batch or len(rows), grey=config.grey)
+            drawn = draw_rows(rows, draw=sampler.draw, micro_batch=config.micro_batch or len(rows), grey=config.grey,
+                              pad=fixed_shapes)
             failed = [image for image in drawn if image.error is not None]
             if number == 0 and len(failed) == len(rows) > 1:
                 raise TailfillError(f"all {len(rows)} images of batch {batch} failed: {failed[0].error}")
@@ -209,49 +189,71 @@ def draw_batches(accelerator: Accelerator, sampler: Sampler, mine: list[tuple[in
                 log.warning("generate: %s failed: %s", image.sample_id, image.error)
             writer.add(batch, drawn)
             bar.update(len(rows))
-    return total
+
+
+def draw_share(accelerator: Accelerator, work: Work, config: GenerateConfig, batches: Sequence[int]) -> None:
+    """Load the pipeline and draw a rank's share of the batches, if it has any."""
+    mine = rows_by_batch(work.plan, batches)
+    if not mine:
+        return
+    pipeline, attention = load_pipeline(
+        work.pipeline, lora=work.lora, scheduler=config.scheduler, precision=config.precision,
+        attention=config.attention, device=accelerator.device, channels_last=config.channels_last,
+        compiled=config.compile, decode_batch=config.decode_batch,
+    )
+    log.info("generate: rank %d of %d on %s, attention %s", accelerator.process_index, accelerator.num_processes,
+             accelerator.device, attention)
+    sampler = make_sampler(pipeline, [row for _, rows in mine for row in rows], config)
+    drawer = Drawer(rank=accelerator.process_index, world_size=accelerator.num_processes, attention=attention,
+                    device=device_name() if accelerator.device.type == "cuda" else str(accelerator.device))
+    draw_batches(accelerator, sampler, mine, BatchWriter(work.stage.folder, threads=config.io_threads, drawer=drawer),
+                 config)
 
 
 def generate(accelerator: Accelerator, work: Work, options: Options) -> None:
-    """Draw what is left to do, on every rank, and assemble the table on the main one."""
-    config: GenerateConfig = options.section
-    began, folder = time.monotonic(), work.stage.folder
-    todo = batches_to_do(work.plan, folder)
+    """Draw what is left to do, on every rank, and assemble the tables on the main one."""
+    largest = int(work.plan["batch"].value_counts().max())
+    config: GenerateConfig = replace(options.section, micro_batch=options.section.micro_batch or largest)
+    began, left = time.monotonic(), batches_left(work.plan, work.stage.folder)
     accelerator.wait_for_everyone()  # important: nobody may write a part before all ranks have listed them
-    mine = todo[accelerator.process_index::accelerator.num_processes]
-    attention = "none: nothing was left to draw"
-    if mine:
-        pipeline, attention = load_pipeline(
-            work.pipeline, lora=work.lora, scheduler=config.scheduler, precision=config.precision,
-            attention=config.attention, device=accelerator.device,
-        )
-        log.info("generate: rank %d of %d on %s, attention %s", accelerator.process_index, accelerator.num_processes,
-                 accelerator.device, attention)
-        sampler = make_sampler(pipeline, [row for _, rows in mine for row in rows], config)
-        draw_batches(accelerator, sampler, mine, folder, config)
+    draw_share(accelerator, work, config, left[accelerator.process_index::accelerator.num_processes])
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        frame = assemble(folder, sample_ids=work.plan["sample_id"].tolist(), batches=work.plan["batch"].tolist())
-        made = int((frame["status"] == "ok").sum())
-        work.stage.finish(
-            outputs=["images.parquet"], counts={"planned": len(frame), "made": made, "failed": len(frame) - made},
-            extra=work.extra | {"attention": attention, "world_size": accelerator.num_processes,
-                                "threads": options.run.threads, "device": str(accelerator.device),
-                                "precision": config.precision, "scheduler": config.scheduler,
-                                "drawn": sum(len(rows) for _, rows in todo)},
-        )
-        log.info("generate: %d images, %d failed, in %.0f s", made, len(frame) - made, time.monotonic() - began)
+        finish(work, options.run, config, left=left, began=began, world_size=accelerator.num_processes)
+
+
+def finish(work: Work, run: Run, config: GenerateConfig, *, left: Sequence[int], began: float,
+           world_size: int) -> None:
+    """Assemble the tables and write the stamp; ``left`` are the batches of this session, ``began`` its start.
+
+    Its seconds are all of this session and the drawing of those before it.
+    """
+    images, account = assemble(work.stage.folder, sample_ids=work.plan["sample_id"].tolist(),
+                               batches=work.plan["batch"].unique().tolist())
+    made, before = int((images["status"] == "ok").sum()), account[~account["batch"].isin(left)]
+    seconds = time.monotonic() - began + float((before["seconds"] / before["world_size"]).sum())
+    work.stage.finish(
+        outputs=[IMAGES], counts={"planned": len(images), "made": made, "failed": len(images) - made}, seconds=seconds,
+        extra=work.extra | {
+            **{key: "; ".join(sorted(set(account[key]))) for key in ("device", "attention")},
+            "precision": config.precision, "dtype": str(PRECISIONS[config.precision]).removeprefix("torch."),
+            "scheduler": config.scheduler, "micro_batch": config.micro_batch, "threads": run.threads,
+            "world_size": world_size, "drawn": len(images) - int(before["images"].sum()),
+        },
+    )
+    log.info("generate: %d images, %d failed, in %.0f s", made, len(images) - made, seconds)
 
 
 def make_sampler(pipeline: Any, rows: Sequence[Row], config: GenerateConfig) -> Sampler:
     """A sampler with all texts of ``rows`` encoded."""
     height, width = image_size(pipeline, config.height, config.width)
-    texts = [row.prompt for row in rows] + [row.negative_prompt for row in rows]
+    texts = encode_texts(pipeline, prompts=[row.prompt for row in rows],
+                         negatives=[row.negative_prompt for row in rows])
     settings = Settings(
         num_inference_steps=config.num_inference_steps, guidance_scale=config.guidance_scale,
         guidance_interval=config.guidance_interval, height=height, width=width, grey=config.grey,
     )
-    return Sampler(pipeline, encode_texts(pipeline, texts), settings)
+    return Sampler(pipeline, texts, settings)
 
 
 def main() -> None:
@@ -260,9 +262,9 @@ def main() -> None:
     torch.set_num_threads(options.run.threads)
     if options.dry_run:
         work = prepare(options.run, options.section)
-        todo = batches_to_do(work.plan, work.stage.folder)
+        left = batches_left(work.plan, work.stage.folder)
         sys.stdout.write(work.stage.describe(
-            rows=len(work.plan), rows_to_do=sum(len(rows) for _, rows in todo), batches_to_do=len(todo),
+            rows=len(work.plan), rows_to_do=int(work.plan["batch"].isin(left).sum()), batches_to_do=len(left),
             estimated_time="unknown before the first batch", **work.extra,
         ) + "\n")
         return

@@ -6,8 +6,8 @@ any code), and no code that ships with a checkpoint is ever run. The scheduler i
 checkpoint was trained with (betas, prediction type, spacing). Only the denoiser runs in reduced precision: latents,
 scheduler, text encoder and decoder stay float32, so that 25 steps do not add up 25 roundings.
 
-Not promised: that a checkpoint's text or images are any good, and families whose prompt embeddings are not listed in
-``sampling.EMBEDDINGS``. The safety checkers of Stable Diffusion are left out: they know photographs, not radiographs.
+Not promised: that a checkpoint's text or images are any good, and classes of pipelines that are not listed in
+``texts.FAMILIES``. The safety checkers of Stable Diffusion are left out: they know photographs, not radiographs.
 """
 
 import json
@@ -23,26 +23,15 @@ from safetensors import SafetensorError
 from cohort.errors import TailfillError, nearest
 from cohort.pipeline import STAMP
 from cohort.stage import hash_bytes, hash_file
+from synth.drawing.attention import ATTENTION, set_attention
+from synth.drawing.execution import PRECISIONS, compile_regions, decode_in_chunks, reduce_precision
+from synth.drawing.schedulers import SCHEDULERS, set_scheduler
+from synth.drawing.texts import family_of
 
 log = logging.getLogger(__name__)
 
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}),
-    "dpm++_karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
-    "dpm++_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "lcm": ("LCMScheduler", {}),
-}
-"""Name to diffusers class and what is set on top of the checkpoint's own scheduler config."""
-
-PRECISIONS: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ATTENTION = ("auto", "xformers", "sdpa")
+DECODE_BATCH = 8
+"""Images decoded at a time: enough to fill a GPU at 512 px, 3 GiB there in float32."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError, SafetensorError)
 
@@ -136,11 +125,14 @@ def resolve_lora(source: str) -> Path:
     return files[0]
 
 
-def load_pipeline(folder: Path, *, lora: Path | None, scheduler: str, precision: str, attention: str,
-                  device: torch.device) -> tuple[DiffusionPipeline, str]:
+def load_pipeline(
+    folder: Path, *, lora: Path | None, scheduler: str, precision: str, attention: str, device: torch.device,
+    channels_last: bool = False, compiled: bool = False, decode_batch: int = DECODE_BATCH,
+) -> tuple[DiffusionPipeline, str]:
     """A pipeline on ``device``, ready to sample, and which attention was taken and why.
 
-    LoRA weights are merged into the layers that they change. Raises ``TailfillError`` when a part does not load.
+    LoRA weights are merged into the layers that they change. Raises ``TailfillError`` when a part does not load, or
+    what was asked for does not work here.
     """
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()
@@ -153,17 +145,22 @@ def load_pipeline(folder: Path, *, lora: Path | None, scheduler: str, precision:
         )
     except LOAD_ERRORS as error:
         raise TailfillError(f"{folder}: does not load as a text-to-image pipeline: {error}") from error
+    family = family_of(type(pipeline).__name__)
     if lora is not None:
         _merge_lora(pipeline, lora)
     set_scheduler(pipeline, scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    denoiser(pipeline).eval()
+    model, dtype = denoiser(pipeline), PRECISIONS[precision]
     pipeline.to(device)
-    _reduce_precision(denoiser(pipeline), PRECISIONS[precision])
-    taken, why = choose_attention(attention, device=device, dtype=PRECISIONS[precision])
-    if taken == "xformers":
-        denoiser(pipeline).enable_xformers_memory_efficient_attention()
-    return pipeline, f"{taken} ({why})"
+    reduce_precision(model.eval(), dtype)
+    taken = set_attention(model, attention, device=device, dtype=dtype, masked=family.masked)
+    for network in (model, pipeline.vae):
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        if compiled:
+            compile_regions(network, device)
+    decode_in_chunks(pipeline.vae, decode_batch)
+    return pipeline, taken
 
 
 def denoiser(pipeline: Any) -> Any:
@@ -172,41 +169,6 @@ def denoiser(pipeline: Any) -> Any:
     if model is None:
         raise TailfillError(f"{type(pipeline).__name__}: has neither a unet nor a transformer")
     return model
-
-
-def set_scheduler(pipeline: Any, name: str) -> None:
-    """Exchange the scheduler for ``SCHEDULERS[name]``, keeping the config that the checkpoint was trained with."""
-    kind, settings = SCHEDULERS[name]
-    pipeline.scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **settings)
-
-
-def choose_attention(wanted: str, *, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """``(backend, why)`` of the attention to use; ``auto`` takes xFormers only where a real call to it succeeds.
-
-    Raises ``TailfillError`` when xFormers is asked for by name and its call fails.
-    """
-    if wanted == "sdpa":
-        return "sdpa", "asked for"
-    failure = probe_xformers(device, dtype)
-    if failure is None:
-        return "xformers", "its attention ran on this device"
-    if wanted == "xformers":
-        raise TailfillError(f"generate.attention is 'xformers', which does not work here: {failure}; use auto or sdpa")
-    return "sdpa", f"xFormers: {failure}"
-
-
-def probe_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None when xFormers' attention runs on ``device``, else why it does not. Installed does not mean that it works."""
-    if device.type != "cuda":
-        return f"needs CUDA, and this is {device.type}"
-    try:
-        from xformers.ops import memory_efficient_attention
-
-        query = torch.zeros(1, 16, 2, 32, device=device, dtype=dtype)
-        memory_efficient_attention(query, query, query)
-    except (ImportError, OSError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
-        return " ".join(str(error).split())[:200]
-    return None
 
 
 def _merge_lora(pipeline: Any, lora: Path) -> None:
@@ -218,24 +180,3 @@ def _merge_lora(pipeline: Any, lora: Path) -> None:
         pipeline.unload_lora_weights()
     except LOAD_ERRORS as error:
         raise TailfillError(f"{lora}: does not load as LoRA weights of this pipeline: {error}") from error
-
-
-def _reduce_precision(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Run ``model`` in ``dtype`` between float32 latents: its inputs are cast, and its prediction is cast back."""
-    if dtype == torch.float32:
-        return
-
-    def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
-
-    def enter(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        # important: not the timestep, which bf16 would round by up to 4 of 1,000
-        return (tuple(cast(arg) if place == 0 else arg for place, arg in enumerate(args)),
-                {key: value if key == "timestep" else cast(value) for key, value in kwargs.items()})
-
-    def leave(_: torch.nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        return tuple(part.float() for part in output) if isinstance(output, tuple) else output
-
-    model.to(dtype)
-    model.register_forward_pre_hook(enter, with_kwargs=True)
-    model.register_forward_hook(leave)

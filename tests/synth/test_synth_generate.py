@@ -15,16 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import DDPMScheduler
 from PIL import Image
-from tiny_pipeline import save_tiny_pipeline, tiny_pipeline
+from tiny_pipeline import save_tiny_lora, save_tiny_pipeline
 
 from cohort.errors import TailfillError, run_command
 from cohort.provenance import write_patients
 from cohort.stage import Stage
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, write_table
 from synth import generate
-from synth.drawing import parts, pipelines, sampling
+from synth.drawing import parts, sampling
 
 LABELS = ["Hernia", "Effusion"]
 REPOSITORY = Path(__file__).parents[2]
@@ -275,35 +274,6 @@ def test_whole_first_batch_failing_stops_the_run(
     assert not parts.finished_batches(config.with_suffix("") / "images")
 
 
-def rows_of(n: int) -> list[sampling.Row]:
-    return [sampling.Row(sample_id=f"{i:016x}", prompt="p", negative_prompt="", seed=i) for i in range(n)]
-
-
-def test_out_of_memory_halves_the_micro_batch_and_keeps_order() -> None:
-    seen = []
-
-    def draw(rows: Sequence[sampling.Row]) -> torch.Tensor:
-        seen.append(len(rows))
-        if len(rows) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return torch.stack([torch.full((1, 2, 2), row.seed / 255) for row in rows])
-
-    drawn = sampling.draw_rows(rows_of(7), draw=draw, micro_batch=7, grey=True)
-    assert seen == [7, 4, 2, 2, 3, 2, 1]
-    assert [int(image.pixels[0, 0]) for image in drawn if image.pixels is not None] == list(range(7))
-    assert [image.micro_batch for image in drawn] == [2, 2, 2, 2, 2, 2, 1]
-
-
-def test_one_bad_row_costs_one_image() -> None:
-    def draw(rows: Sequence[sampling.Row]) -> torch.Tensor:
-        if any(row.seed == 2 for row in rows):
-            raise RuntimeError("row 2 is bad")
-        return torch.zeros(len(rows), 1, 2, 2)
-
-    drawn = sampling.draw_rows(rows_of(4), draw=draw, micro_batch=4, grey=True)
-    assert [image.error for image in drawn] == [None, None, "RuntimeError: row 2 is bad", None]
-
-
 def test_long_prompt_is_named_before_anything_is_drawn(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,116 +390,14 @@ def test_dry_run_writes_nothing(
     assert not (config.with_suffix("") / "images").exists()
 
 
-def sampler(saved: Path, *, scheduler: str = "ddim", precision: str = "no", lora: Path | None = None,
-            interval: tuple[float, float] = (0.0, 1.0), scale: float = 4.0, steps: int = 6) -> sampling.Sampler:
-    pipeline, _ = pipelines.load_pipeline(saved, lora=lora, scheduler=scheduler, precision=precision,
-                                          attention="auto", device=torch.device("cpu"))
-    settings = sampling.Settings(num_inference_steps=steps, guidance_scale=scale, guidance_interval=interval,
-                                 height=32, width=32, grey=True)
-    texts = ["chest radiograph with hernia", "no effusion", "old"]
-    return sampling.Sampler(pipeline, sampling.encode_texts(pipeline, texts), settings)
-
-
-TWO_ROWS = [
-    sampling.Row(sample_id="a" * 16, prompt="chest radiograph with hernia", negative_prompt="old", seed=1),
-    sampling.Row(sample_id="b" * 16, prompt="no effusion", negative_prompt="old", seed=2),
-]
-
-
-def test_images_equal_a_plain_call_of_the_pipeline(saved: Path) -> None:
-    ours = sampler(saved).draw(TWO_ROWS)
-    plain, _ = pipelines.load_pipeline(saved, lora=None, scheduler="ddim", precision="no", attention="sdpa",
-                                       device=torch.device("cpu"))
-    theirs = plain([row.prompt for row in TWO_ROWS], negative_prompt=[row.negative_prompt for row in TWO_ROWS],
-                   generator=[torch.Generator().manual_seed(row.seed) for row in TWO_ROWS], output_type="pt",
-                   num_inference_steps=6, guidance_scale=4.0, height=32, width=32).images
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.5, 1.0), (0.3, 0.7), (0.0, 0.0)])
-def test_guidance_interval_runs_the_negative_half_only_inside(saved: Path, interval: tuple[float, float]) -> None:
-    everywhere, partly = sampler(saved), sampler(saved, interval=interval)
-    sizes: list[int] = []
-    partly.pipeline.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    start, stop = sampling.guided_steps(interval, 6)
-    images = partly.draw(TWO_ROWS)
-    assert sizes == [4 if start <= step < stop else 2 for step in range(6)]
-    assert not torch.equal(images, everywhere.draw(TWO_ROWS))
-    alone = torch.cat([partly.draw([row]) for row in TWO_ROWS])  # every prompt of the batch keeps its own guidance
-    torch.testing.assert_close(images, alone, atol=1e-4, rtol=0)
-    if start == stop:
-        torch.testing.assert_close(images, sampler(saved, scale=1.0).draw(TWO_ROWS), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("scheduler", sorted(pipelines.SCHEDULERS))
-def test_every_scheduler_samples_and_does_not_depend_on_the_batch(saved: Path, scheduler: str) -> None:
-    both = sampler(saved, scheduler=scheduler, steps=4)
-    images = both.draw(TWO_ROWS)
-    assert torch.isfinite(images).all()
-    torch.testing.assert_close(images, torch.cat([both.draw([row]) for row in TWO_ROWS]), atol=2e-3, rtol=0)
-
-
-def test_scheduler_keeps_what_the_checkpoint_was_trained_with() -> None:
-    pipeline = tiny_pipeline()
-    pipeline.scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
-    pipelines.set_scheduler(pipeline, "dpm++")
-    assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_reduced_precision_is_the_denoisers_only(saved: Path, precision: str, dtype: torch.dtype) -> None:
-    full, reduced = sampler(saved), sampler(saved, precision=precision)
-    assert {parameter.dtype for parameter in reduced.pipeline.unet.parameters()} == {dtype}
-    assert {parameter.dtype for parameter in reduced.pipeline.vae.parameters()} == {torch.float32}
-    assert (full.draw(TWO_ROWS) - reduced.draw(TWO_ROWS)).abs().max() < 0.1
-
-
-def test_text_encoders_are_freed_and_each_text_is_encoded_once(saved: Path) -> None:
-    pipeline = tiny_pipeline()
-    calls: list[int] = []
-    pipeline.text_encoder.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(len(args[0])), with_kwargs=True)
-    cache = sampling.encode_texts(pipeline, ["no hernia", "old", "no hernia", "old", "old"])
-    assert calls == [1, 1]
-    assert list(cache) == ["no hernia", "old"]
-    assert cache["old"]["prompt_embeds"].shape == (1, 77, 16)
-    assert pipeline.text_encoder is None
-
-
-def save_lora(folder: Path, saved: Path) -> Path:
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-
-    pipeline = tiny_pipeline()
-    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian",
-                                         target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    with torch.no_grad():
-        for name, parameter in pipeline.unet.named_parameters():
-            if "lora_B" in name:
-                parameter.fill_(0.1)
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
-    return folder
-
-
-def test_lora_weights_change_the_images_and_the_fingerprint(
-    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, saved: Path, tmp_path: Path
+def test_lora_weights_count_in_the_fingerprint(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = save_lora(tmp_path / "lora", saved)
-    plain = sampler(saved).draw(TWO_ROWS)
-    merged = sampler(saved, lora=pipelines.resolve_lora(str(folder)))
-    assert not any("lora" in name for name, _ in merged.pipeline.unet.named_parameters())
-    assert (merged.draw(TWO_ROWS) - plain).abs().max() > 1e-3
+    save_tiny_lora(tmp_path / "lora")
     config = make_run(lora="lora", limit=1)
     run_here(config, monkeypatch)
     assert stamp_of(config)["extra"]["provenance"] == "unknown"
     assert len(stamp_of(config)["extra"]["lora_weights"]) == 64
-    (tmp_path / "lora" / "pytorch_lora_weights.safetensors").write_bytes(b"broken")
-    with pytest.raises(TailfillError, match="does not load as LoRA weights"):
-        sampler(saved, lora=pipelines.resolve_lora(str(folder)))
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_is_done(
@@ -549,14 +417,6 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_done(
             run_here(config, patch)
     assert parts.finished_batches(config.with_suffix("") / "images") == {0}
     pd.testing.assert_frame_equal(made(run_here(config, monkeypatch)), made(whole))
-
-
-def test_png_bytes_are_a_function_of_the_pixels() -> None:
-    values = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
-    grey, colour = sampling.to_pixels(values, grey=True), sampling.to_pixels(values, grey=False)
-    assert (grey.shape, colour.shape, grey.dtype) == ((8, 8), (8, 8, 3), np.uint8)
-    assert parts.encode_png(grey) == parts.encode_png(grey.copy())
-    assert sampling.to_pixels(values[:1], grey=False).shape == (8, 8, 3)
 
 
 def test_assembling_refuses_doubled_ids(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WORDS = ("chest", "radiograph", "frontal", "view", "with", "and", "no", "hernia", "effusion", "male", "female", "old")
@@ -73,4 +76,18 @@ def tiny_pipeline(seed: int = 0) -> StableDiffusionPipeline:
 def save_tiny_pipeline(folder: Path, seed: int = 0) -> Path:
     """Save a tiny pipeline in the standard layout and return its folder."""
     tiny_pipeline(seed).save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def save_tiny_lora(folder: Path) -> Path:
+    """Save LoRA weights that change what the tiny pipeline draws, and return their folder."""
+    pipeline = tiny_pipeline()
+    pipeline.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian",
+                                         target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    with torch.no_grad():
+        for name, parameter in pipeline.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
     return folder
