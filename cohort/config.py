@@ -63,6 +63,8 @@ class Run:
     """The arms to compare; names as ``python -m classify.arm --help`` lists them."""
     n_seeds: int = 3
     """Seeds per arm: 0 to n_seeds - 1. At least 3, 5 for a claim."""
+    expected_seconds: dict[str, float] = field(default_factory=dict)
+    """Seconds of one stage, by its name, where this configuration was measured; only the time left is told from it."""
 
     def __post_init__(self) -> None:
         """Raise ``TailfillError`` for the first value out of range."""
@@ -70,7 +72,8 @@ class Run:
                 threads=(self.threads, self.threads >= 1, "1 or more"),
                 tracker=(self.tracker, self.tracker in TRACKERS, ", ".join(TRACKERS)),
                 arms=(list(self.arms), len(set(self.arms)) == len(self.arms) > 0, "different names, one or more"),
-                n_seeds=(self.n_seeds, self.n_seeds >= 1, "1 or more"))
+                n_seeds=(self.n_seeds, self.n_seeds >= 1, "1 or more"),
+                **{f"expected_seconds.{stage}": (n, n > 0, "above 0") for stage, n in self.expected_seconds.items()})
 
     @property
     def folder(self) -> Path:

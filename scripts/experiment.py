@@ -5,7 +5,8 @@ Beside it ``RUN/endpoint.json`` fixes what will be compared before any test pred
 otherwise later is refused. Complete stages are not started again, unfinished ones go on, and the first that fails ends
 the experiment with its own one-line error and exit code. What a stage prints is in ``RUN/logs``.
 
-Not promised: that the time left is right. It is the mean time of this run's stages of the same kind.
+Not promised: that the time left is right. It is the mean time of this run's stages of the same kind or, for a kind that
+has not run yet, what the configuration expects of it at the pace of this machine.
 
 ::
 
@@ -17,7 +18,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ class Step:
 
     @property
     def kind(self) -> str:
-        """Steps of one kind take about the same time."""
-        return f"{self.stage} from nothing" if self.seed is not None and self.seed >= 1000 else self.stage
+        """The name in ``STAGES``: steps of one kind take about the same time."""
+        return "critic" if self.stage == "train" and self.seed is not None and self.seed >= 1000 else self.stage
 
     def __str__(self) -> str:
         return self.stage if self.arm is None else f"{self.stage} {self.arm} seed {self.seed}"
@@ -108,14 +109,21 @@ def run_step(step: Step, experiment: Experiment, file: Path) -> None:
         raise SystemExit(code if code > 0 else 128 - code)
 
 
-def time_left(steps: list[Step], done: list[Step]) -> str:
-    """How long ``steps`` take if each takes the mean time of its kind in ``done``."""
+def time_left(steps: list[Step], done: list[Step], expected: Mapping[str, float]) -> str:
+    """How long ``steps`` take if each takes the mean time of its kind in ``done``.
+
+    A kind that has not run yet takes what is ``expected`` of it, times the pace of this machine: the seconds that
+    stages took here by those that were expected of them.
+    """
     spent: dict[str, list[float]] = {}
     for step in done:
         spent.setdefault(step.kind, []).append((read_stamp(step.folder) or {"seconds": 0.0})["seconds"])
-    known = [step for step in steps if step.kind in spent]
-    minutes = sum(sum(spent[step.kind]) / len(spent[step.kind]) for step in known) / 60
-    unknown = len(steps) - len(known)
+    foreseen = [(seconds, expected[kind]) for kind, all_of in spent.items() if kind in expected for seconds in all_of]
+    pace = sum(seconds for seconds, _ in foreseen) / sum(wanted for _, wanted in foreseen) if foreseen else 1.0
+    each = {kind: pace * seconds for kind, seconds in expected.items()}
+    each |= {kind: sum(all_of) / len(all_of) for kind, all_of in spent.items()}
+    minutes = sum(each.get(step.kind, 0.0) for step in steps) / 60
+    unknown = sum(step.kind not in each for step in steps)
     return f"about {minutes:.0f} min left" + (f", {unknown} stages of unknown length not counted" if unknown else "")
 
 
@@ -140,7 +148,8 @@ def run_all(experiment: Experiment, steps: list[Step]) -> None:
             log.info("%s ...", place)
             started = time.monotonic()
             run_step(step, experiment, logs / f"{str(step).replace(' ', '_')}.log")
-            log.info("%s: %.0f s, %s", place, time.monotonic() - started, time_left(steps[number:], [*done, step]))
+            left = time_left(steps[number:], [*done, step], experiment.config["expected_seconds"])
+            log.info("%s: %.0f s, %s", place, time.monotonic() - started, left)
         done.append(step)
 
 

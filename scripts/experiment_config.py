@@ -21,8 +21,8 @@ from classify.compare import CompareConfig, registration
 from classify.learning.training import share_batch
 from classify.train import TrainConfig
 from cohort.config import Run, check_keys, load_yaml, resolve_paths
-from cohort.errors import TailfillError, fail
-from cohort.pipeline import OPTIONAL
+from cohort.errors import TailfillError, fail, nearest
+from cohort.pipeline import OPTIONAL, STAGES
 from cohort.stage import write_atomically
 
 SCHEMAS = {
@@ -140,6 +140,10 @@ def check_together(built: Any, content: dict[str, Any], file: Path | None) -> No
     for section, given in (("finetune", pipeline), ("generate", built["generate"].pipeline)):
         if given is not None and not Path(given).is_dir() and (Path(given).is_absolute() or given.count("/") != 1):
             raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")
+    kinds = [stage.name for stage in STAGES]
+    for name in built["expected_seconds"]:
+        if name not in kinds:
+            raise TailfillError(f"expected_seconds.{name}: is no stage{nearest(name, kinds)}")
     if start in built["filter"].critic_seeds:
         raise TailfillError(f"filter.critic_seeds holds {start}, the start that all arms share (train.init_seed); "
                             "wanted: another seed, for a filter of its own")
