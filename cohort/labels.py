@@ -22,6 +22,8 @@ TAIL_BELOW = 0.01
 GROUPS = ("head", "medium", "tail")
 CONTROL = "control"
 """Group of labels that leave no visible sign, whatever their prevalence: a source that makes its images names them."""
+MIN_POSITIVE_PATIENTS = 10
+"""Fewer positive test patients give no interval: the bootstrap knows too little of their variance."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ import pandas as pd
 
 from cohort.config import HelpFormatter, parse, path
 from cohort.errors import TailfillError, fail, nearest, run_command
-from cohort.labels import LABEL_SPACES, LabelSpace, assign_groups, count_labels
+from cohort.labels import LABEL_SPACES, MIN_POSITIVE_PATIENTS, LabelSpace, assign_groups, count_labels
 from cohort.phantom.settings import PhantomConfig
 from cohort.sources import csv_folder, nih, phantom
 from cohort.sources.checks import describe_bad, reject_duplicates, reject_shared_patients, reject_unreadable
@@ -174,7 +174,9 @@ def write_cohort(stage: Stage, table: SourceTable, frame: pd.DataFrame, root: Pa
     """Write the tables and the stamp."""
     labels = list(table.space.labels)
     groups = assign_groups(frame, labels, known=table.groups)
-    outputs = {"cohort.parquet": frame, "counts.parquet": count_labels(frame, labels, groups)}
+    counted = count_labels(frame, labels, groups)
+    warn_of_scarcity(counted)
+    outputs = {"cohort.parquet": frame, "counts.parquet": counted}
     if table.bad:
         outputs["rejected.parquet"] = pd.DataFrame(
             [{"file": str(e.file), "row": e.row, "image_id": e.image_id, "reason": e.reason} for e in table.bad]
@@ -194,6 +196,16 @@ def write_cohort(stage: Stage, table: SourceTable, frame: pd.DataFrame, root: Pa
         **table.about,
     })
     log.info("prepare: %s", " ".join(f"{key}={value:,}" for key, value in counts.items()))
+
+
+def warn_of_scarcity(counted: pd.DataFrame) -> None:
+    """Log which tail labels have too few positive test patients for ``compare`` to give an interval of their own."""
+    tested = counted[(counted["group"] == "tail") & (counted["split"] == "test")]
+    few = tested[tested["n_patients"] < MIN_POSITIVE_PATIENTS]
+    if len(few):
+        counts = ", ".join(f"{label} {n}" for label, n in zip(few["label"], few["n_patients"], strict=True))
+        log.warning("prepare: under %d positive test patients, so no interval of their own: %s", MIN_POSITIVE_PATIENTS,
+                    counts)
 
 
 def count_rows(table: SourceTable, frame: pd.DataFrame) -> dict[str, int]:

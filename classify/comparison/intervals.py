@@ -33,8 +33,6 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 
-MIN_POSITIVE_PATIENTS = 10
-"""Fewer positive patients give no interval : the bootstrap knows too little of their variance."""
 CHUNK_ELEMENTS = 400_000
 """Images x draws evaluated at once: 3 MB of float64, chosen because it stays in a core's cache."""
 

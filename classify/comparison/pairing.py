@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from classify.comparison.intervals import (
-    MIN_POSITIVE_PATIENTS,
     Array,
     Interval,
     crossed_interval,
@@ -26,6 +25,7 @@ from classify.comparison.intervals import (
 )
 from classify.comparison.measuring import Scored, null_reason
 from classify.comparison.metrics import METRICS, support
+from cohort.labels import MIN_POSITIVE_PATIENTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from classify.comparison.intervals import MIN_POSITIVE_PATIENTS, Interval, needed_factor
+from classify.comparison.intervals import Interval, needed_factor
+from cohort.labels import MIN_POSITIVE_PATIENTS
 
 HELPS, HURTS = "helps", "hurts"
 CANNOT_SAY = "cannot say (too few positives)"

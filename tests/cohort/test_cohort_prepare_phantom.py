@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from cohort_toys import run_as_command
 from PIL import Image
@@ -13,7 +14,7 @@ from cohort.phantom.cases import draw_cases
 from cohort.phantom.exam import Exam
 from cohort.phantom.prevalence import CORE
 from cohort.phantom.settings import PhantomConfig
-from cohort.prepare import PrepareConfig, main, prepare
+from cohort.prepare import PrepareConfig, main, prepare, warn_of_scarcity
 from cohort.sources import phantom
 from cohort.stage import verify
 from cohort.tables import Cohort, load_cohort
@@ -179,3 +180,11 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path: Path, capsys: p
     assert run_as_command(main, *command, "--images", 60) == 0
     assert run_as_command(main, *command, "--images", 61) == 2
     assert "phantom.images was 60, now 61" in capsys.readouterr().err
+
+
+def test_tail_labels_with_too_few_test_patients_for_an_interval_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    counted = pd.DataFrame({"label": ["Hernia", "Mass", "Edema", "Hernia"], "group": ["tail", "tail", "head", "tail"],
+                            "split": ["test", "test", "test", "train"], "n_patients": [9, 10, 3, 2]})
+    warn_of_scarcity(counted)
+    assert [record.getMessage() for record in caplog.records] == [
+        "prepare: under 10 positive test patients, so no interval of their own: Hernia 9"]
