@@ -6,7 +6,8 @@
     python -m prompts.plan --config configs/nih128.yaml --dry-run  prints the budget, writes nothing
 
 Real train images decide everything: which labels are scarce, how many images of each to ask for (``prompts.scarcity``),
-which combinations of findings (``prompts.allocate``), which patients and words (``prompts.rows``, ``prompts.phrases``).
+which combinations of findings (``prompts.allocate``), which patients and words (``prompts.rows``, ``prompts.phrases``),
+and which images start from a real one rather than from noise (``prompts.conditioned``).
 Images of the validation and test splits are never looked at. An unknown label of a real image is not asked for: it
 counts as absent in its vector, while prevalence is taken over the images whose label is known.
 
@@ -27,8 +28,9 @@ from cohort.errors import TailfillError, nearest, run_command
 from cohort.stage import Stage
 from cohort.tables import Cohort, load_cohort, plan_schema, write_table
 from prompts.allocate import Allocation, Combinations, add_unseen, allocate, combination_limits, find_combinations
+from prompts.conditioned import choose_starts
 from prompts.phrases import fits, negative_prompt
-from prompts.rows import assemble, describe_patients, make_positives
+from prompts.rows import FROM_NOISE, assemble, describe_patients, evenly, make_positives
 from prompts.scarcity import RULES, Targets, find_scarce, set_targets, train_counts
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,10 @@ class PlanConfig:
     """Whether to also ask for pairs of scarce findings that no real image carries; their label_source_id is null."""
     negatives_per_positive: float = 1.0
     """Matched negatives per positive, 0 to 1: a second one with the same noise would be the same image again."""
+    image_conditioned: float = 0.0
+    """Share of the positives with a source, 0 to 1, that start from that real image, as do their negatives from one."""
+    strength: float = 0.6
+    """Share of the noise schedule that such an image goes through, above 0 (its source) to 1 (as from pure noise)."""
     age_jitter: int = 5
     """Years by which an age may differ from the real one that it was taken from, 0 to 20."""
     batch_size: int = 32
@@ -74,13 +80,16 @@ class PlanConfig:
         if self.rule not in RULES:
             raise TailfillError(f"plan.rule: unknown rule '{self.rule}'{nearest(self.rule, list(RULES))}")
         for key, low, high in (("total", 1, None), ("floor", 1, None), ("spread", 1, None), ("max_repeat", 1, None),
-                               ("negatives_per_positive", 0, 1), ("age_jitter", 0, 20), ("batch_size", 1, None)):
+                               ("negatives_per_positive", 0, 1), ("image_conditioned", 0, 1), ("age_jitter", 0, 20),
+                               ("batch_size", 1, None)):
             value = getattr(self, key)
             if value is not None and not (low <= value and (high is None or value <= high)):
                 raise TailfillError(f"plan.{key}: is {value}; wanted: " + (
                     f"{low} or more" if high is None else f"{low} to {high}"))
         if self.max_ratio is not None and not self.max_ratio > 0:
             raise TailfillError(f"plan.max_ratio: is {self.max_ratio}; wanted: above 0, or null for no cap")
+        if not 0 < self.strength <= 1:
+            raise TailfillError(f"plan.strength: is {self.strength}; wanted: above 0, to 1")
         if not 0 <= self.beta < 1:
             raise TailfillError(f"plan.beta: is {self.beta}; wanted: 0 or more and below 1")
         if self.total is not None and self.total > MAX_TOTAL:
@@ -99,7 +108,8 @@ class Plan:
     rows: pd.DataFrame
     budget: pd.DataFrame
     counts: dict[str, int]
-    """planned = positives + negatives; extrapolated: positives whose combination no real image carries."""
+    """planned = positives + negatives; extrapolated: positives whose combination no real image carries;
+    conditioned_positives, conditioned_negatives: those that start from a real image."""
     extra: dict[str, Any]
     """``scarce`` labels, ``combinations`` asked for, real ones that are ``unspeakable``: too long for any prompt."""
 
@@ -132,16 +142,20 @@ def build_plan(cohort: Cohort, config: PlanConfig, *, seed: int, round_: int = 0
     if not n:
         raise TailfillError("plan: nothing can be asked for: " + "; ".join(f"{k}: {v}" for k, v in reasons.items()))
     patients = describe_patients(train, matrix, positives, age_jitter=config.age_jitter, rng=rng)
-    due = np.floor(np.arange(1, n + 1) * config.negatives_per_positive + 1e-9)
+    vectors, has_negative = combinations.vectors[positives.combination], evenly(n, config.negatives_per_positive)
+    starts = choose_starts(train, matrix, vectors, positives, labels=labels, scarce=columns, has_negative=has_negative,
+                           share=config.image_conditioned)
     rows = assemble(
-        train, labels, combinations.vectors[positives.combination], positives, patients, scarce=columns,
-        has_negative=np.diff(due, prepend=0).astype(bool), seed=seed, round_=round_, batch_size=config.batch_size,
+        train, labels, vectors, positives, patients, starts=starts, strength=config.strength, scarce=columns,
+        has_negative=has_negative, seed=seed, round_=round_, batch_size=config.batch_size,
         negative_prompt=negative_prompt(), rng=rng,
     )
     return Plan(
         rows=rows, budget=_budget(cohort, counts, rows, scarce, targets.wanted, reasons),
         counts={"planned": len(rows), "positives": n, "negatives": len(rows) - n,
-                "extrapolated": int((positives.source < 0).sum())},
+                "extrapolated": int((positives.source < 0).sum()),
+                "conditioned_positives": int((starts.positive != FROM_NOISE).sum()),
+                "conditioned_negatives": int((starts.negative != FROM_NOISE).sum())},
         extra={"scarce": scarce, "combinations": int((allocation.counts > 0).sum()), "unspeakable": n_unspeakable},
     )
 
@@ -218,7 +232,8 @@ def main() -> None:
     write_table(plan.rows, stage.folder / "plan.parquet", plan_schema(cohort.labels))
     write_table(plan.budget, stage.folder / "budget.parquet")
     stage.finish(outputs=["plan.parquet", "budget.parquet"], counts=plan.counts, extra=plan.extra)
-    log.info("plan: %(planned)d images: %(positives)d positives, %(negatives)d matched negatives", plan.counts)
+    log.info("plan: %(planned)d images: %(positives)d positives, %(negatives)d matched negatives; from a real image "
+             "start %(conditioned_positives)d and %(conditioned_negatives)d", plan.counts)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@
     combination --deal--> source image     evenly over the real images that carry it
     charged class --deal--> view, age, sex jointly from one real image of that class, the age moved a little
     positive --remove scarce findings--> matched negative: same noise, view, age, sex, variant
+    starting image (prompts.conditioned) --> view, age, sex are its own
 
 Everything is dealt rather than drawn: shuffled once and used in turn, so that shares are those of reality to within one
 image. Rows are interleaved so that any beginning of the plan is a fair sample of it, as a run may be cut short; each
 negative follows its positive. It does not promise that the patient described is the source image's: the findings are
-the source's, the patient is another one of the class.
+the source's, the patient is another one of the class, unless the row starts from a real image.
 """
 
 import hashlib
@@ -25,6 +26,10 @@ NOTHING_LABELS = ("Normal", "No Finding")
 """Labels that say that there is no finding; a negative without any finding left carries them where they exist."""
 
 
+FROM_NOISE = -1
+"""In place of the row number of the train image that a row of the plan starts from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Positives:
     """One entry per positive row, all (P,): its combination, row of its source (-1: none), charged label column."""
@@ -32,6 +37,14 @@ class Positives:
     combination: np.ndarray
     source: np.ndarray
     charged: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starts:
+    """Rows of the train images that each positive and its negative start from, or ``FROM_NOISE``; int64 (P,) each."""
+
+    positive: np.ndarray
+    negative: np.ndarray
 
 
 def make_positives(
@@ -70,6 +83,11 @@ def interleave(charged: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
+def evenly(n: int, share: float) -> np.ndarray:
+    """Which of ``n`` rows make up a ``share`` of them, 0 to 1, bool (n,): any stretch holds its share to within one."""
+    return np.diff(np.floor(np.arange(n + 1) * share + 1e-9)).astype(bool)
+
+
 def describe_patients(
     train: pd.DataFrame, matrix: np.ndarray, positives: Positives, *, age_jitter: int, rng: np.random.Generator
 ) -> pd.DataFrame:
@@ -92,6 +110,15 @@ def describe_patients(
     return pd.DataFrame({"view": asked, "age": age, "sex": train["sex"].astype(object).to_numpy()[donor]})
 
 
+def describe_starts(train: pd.DataFrame, start: np.ndarray, patients: pd.DataFrame) -> pd.DataFrame:
+    """``patients`` (n rows: view, age, sex), those of the images in ``start``, int64 (n,), in place of their own."""
+    described, rows = patients.reset_index(drop=True), start != FROM_NOISE
+    own = train.iloc[start[rows]]
+    described.loc[rows, ["view", "sex"]] = own[["view", "sex"]].to_numpy(object)
+    described.loc[rows, "age"] = np.clip(np.floor(own["age"].to_numpy(np.float64)), 0, 100)
+    return described
+
+
 def remove_scarce(vectors: np.ndarray, scarce: list[int], labels: list[str]) -> np.ndarray:
     """``vectors``, bool (P, L), without the scarce findings; where nothing is left, ``Normal`` becomes true.
 
@@ -107,8 +134,8 @@ def remove_scarce(vectors: np.ndarray, scarce: list[int], labels: list[str]) -> 
 
 def assemble(
     train: pd.DataFrame, labels: list[str], vectors: np.ndarray, positives: Positives, patients: pd.DataFrame, *,
-    scarce: list[int], has_negative: np.ndarray, seed: int, round_: int, batch_size: int, negative_prompt: str,
-    rng: np.random.Generator,
+    starts: Starts, strength: float, scarce: list[int], has_negative: np.ndarray, seed: int, round_: int,
+    batch_size: int, negative_prompt: str, rng: np.random.Generator,
 ) -> pd.DataFrame:
     """The plan: every positive, followed by its matched negative where ``has_negative``, bool (P,), says so."""
     n = len(vectors)
@@ -116,16 +143,19 @@ def assemble(
     owner = np.repeat(np.arange(n), 1 + has_negative)
     is_negative = np.concatenate([[False], owner[1:] == owner[:-1]])
     asked = np.where(is_negative[:, None], remove_scarce(vectors, scarce, labels)[owner], vectors[owner])
-    view, age, sex = (patients[key].to_numpy()[owner] for key in ("view", "age", "sex"))
-    image_id = train["image_id"].astype(object).to_numpy()
-    source = np.where(positives.source >= 0, image_id[positives.source], None)
+    start = np.where(is_negative, starts.negative[owner], starts.positive[owner])
+    patients = describe_starts(train, starts.positive, patients).iloc[owner]
+    patients = describe_starts(train, start, patients)
+    view, age, sex = (patients[key].to_numpy() for key in ("view", "age", "sex"))
+    image_id = np.array([*train["image_id"], None], object)  # row -1: none
     columns: dict[str, object] = {
         "sample_id": [_digest(seed, round_, i).hex()[:16] for i in range(len(owner))],
         "prompt": _prompts(asked, labels, view, age, sex, variant[owner]), "negative_prompt": negative_prompt,
         **{label: asked[:, i].astype(np.int8) for i, label in enumerate(labels)},
         "view": view, "age": age, "sex": sex,
         "charged_to": np.where(is_negative, "negative", np.array(labels, object)[positives.charged[owner]]),
-        "label_source_id": source[owner], "init_image_id": None, "strength": np.nan,
+        "label_source_id": image_id[positives.source[owner]], "init_image_id": image_id[start],
+        "strength": np.where(start == FROM_NOISE, np.nan, strength),
         "seed": _noise_seeds(seed, round_, owner), "batch": np.arange(len(owner)) // batch_size, "round": round_,
     }
     return pd.DataFrame(columns)
