@@ -1,64 +1,64 @@
 """One process at work in a folder: a second one is refused before it writes a byte.
 
-What holds the folder is the operating system's lock on the file ``_lock``, not the file: it ends with the process,
-however that ends, so that a kill leaves nothing to clear away. Of several processes of one launch, the main one holds
-it for all. The children of a process do not inherit it: a worker that outlives its killed parent blocks nobody.
+What holds the folder is the operating system's lock on a file beside it (``.images.lock`` for ``images``), not the
+file: it ends with the process, however that ends, so that a kill leaves nothing to clear away and the file may stay. Of
+several processes of one launch, the main one holds it for all. The children of a process do not inherit it: a worker
+that outlives its killed parent blocks nobody.
 
-Not promised: anything on a file system without locks (a warning says so), and on systems without ``fcntl``.
+Not promised: anything where files cannot be locked (a warning says so), and on systems without ``fcntl``.
 """
 
 import fcntl
 import logging
 import os
 import platform
-from contextlib import suppress
 from pathlib import Path
 
 from cohort.errors import TailfillError
 
 log = logging.getLogger(__name__)
 
-LOCK = "_lock"
 HELD: dict[Path, int] = {}
-"""Folder to the descriptor of its lock file, open as long as this process holds it."""
+"""Lock file to its descriptor, open as long as this process holds it."""
+
+
+def lock_file(folder: Path) -> Path:
+    """The file whose lock stands for ``folder``: beside it, where no link leads past it."""
+    place = folder.resolve()
+    return place.with_name(f".{place.name}.lock")
 
 
 def hold(folder: Path) -> None:
-    """Create ``folder`` and keep it for this process until it ends or lets go; keeping it twice is keeping it.
+    """Keep ``folder`` for this process until it ends or lets go; keeping it twice is keeping it.
 
-    Raises ``TailfillError`` when another process has it, or when it cannot be written.
+    Raises ``TailfillError`` when another process has it.
     """
-    place = folder.absolute()
-    if place in HELD:
+    file = lock_file(folder)
+    if file in HELD:
         return
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        lock = os.open(place / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise TailfillError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise TailfillError(f"{file}: cannot be written: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {platform.node()}\n".encode())
     except BlockingIOError as error:
         owner = os.read(lock, 200).decode(errors="replace").strip() or "one that has just begun"
         os.close(lock)
         raise TailfillError(f"{folder}: another process is at work in this folder ({owner}); wait for its end, or stop "
                             "it first") from error
-    except OSError as error:
-        log.warning("%s: cannot be locked (%s), so a second run in it would not be noticed", folder, error.strerror)
-    with suppress(OSError):  # a full disk: what is not noted is only the owner's name
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()} on {platform.node()}\n".encode())
-    HELD[place] = lock
+    except OSError as error:  # no locks here, or a full disk, which the next file will tell
+        log.warning("%s: %s, so a second run in %s may not be noticed", file, error.strerror, folder)
+    HELD[file] = lock
 
 
 def let_go(folder: Path) -> None:
-    """End what ``hold`` began, and remove the lock file. Important: only once the work in the folder is done.
-
-    Whoever has opened the removed file gets its lock, and has to look again whether there is anything to do.
-    """
-    lock = HELD.pop(folder.absolute(), None)
+    """End what ``hold`` began."""
+    lock = HELD.pop(lock_file(folder), None)
     if lock is not None:
-        (folder / LOCK).unlink(missing_ok=True)
         os.close(lock)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cohort.errors import TailfillError
-from cohort.lock import LOCK, hold, let_go
+from cohort.lock import hold, let_go
 from cohort.pipeline import BEGUN, STAGES, STAMP, read_stamp, read_stamp_file
 
 SCHEMA_VERSION = 1
@@ -98,13 +98,13 @@ class Stage:
                         "give another run folder, or move this one away"
                     )
                 return complete
-        if self.folder.is_dir() and any(not _is_left_by_a_kill(file) for file in self.folder.iterdir()):
+        if self.folder.is_dir() and any(file.suffix != PARTIAL for file in self.folder.iterdir()):
             raise TailfillError(f"{self.folder}: is not empty and holds no stamp of stage '{self.name}'; "
                                 "give another folder, or move this one away")
         return False
 
     def begin(self) -> None:
-        """Create the folder, lock it for this process, clear the half files of a killed one, note what is being made.
+        """Lock the folder for this process, clear the half files of a killed one, and note what is being made.
 
         Raises ``TailfillError`` when another process is at work in it, or has completed it in the meantime.
         """
@@ -132,8 +132,8 @@ class Stage:
             "python": platform.python_version(), "device": device_name(),
             "seconds": round(time.monotonic() - self.started if seconds is None else seconds, 1),
         }
-        write_atomically(self.folder / STAMP, _json(stamp))
-        (self.folder / BEGUN).unlink(missing_ok=True)
+        write_atomically(self.folder / BEGUN, _json(stamp))
+        (self.folder / BEGUN).replace(self.folder / STAMP)  # in one step: no kill finds both of them, or neither
         let_go(self.folder)
 
     def describe(self, **rows: Any) -> str:
@@ -218,11 +218,6 @@ def _describe_input(stage: Stage, key: str, path: Path) -> dict[str, str]:
     if path.is_file():
         return {"kind": "file", "path": str(path.resolve()), "hash": hash_file(path)}
     return {"kind": "stage", "path": str(path.resolve()), "hash": require(path, key)["output_hash"]}
-
-
-def _is_left_by_a_kill(file: Path) -> bool:
-    """Whether a file of an unfinished stage says nothing: its lock, or half of a file."""
-    return file.name == LOCK or file.suffix == PARTIAL
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

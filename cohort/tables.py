@@ -80,15 +80,27 @@ def plan_schema(labels: Sequence[str]) -> pa.DataFrameSchema:
 
 
 def images_schema() -> pa.DataFrameSchema:
-    """One row per image made, or per error."""
+    """One row per image made, or per error. Columns of other names (older runs have some) are left out, not refused."""
     return pa.DataFrameSchema(
         {
             "sample_id": _text(unique=True), "status": _text(isin=("ok", "error")), "error": _text(nullable=True),
             "path": _text(nullable=True), "sha256": _text(nullable=True), "height": _number("Int64", nullable=True),
-            "width": _number("Int64", nullable=True), "seconds": _number("float64", pa.Check.ge(0)),
-            "rank": _number("int64", pa.Check.ge(0)), "micro_batch": _number("int64", pa.Check.ge(1)),
+            "width": _number("Int64", nullable=True), "micro_batch": _number("int64", pa.Check.ge(1)),
         },
-        strict=True, name="images",
+        strict="filter", name="images",
+    )
+
+
+def batches_schema() -> pa.DataFrameSchema:
+    """One row per logical batch: who drew it, on what, and the seconds of its drawing; differs between equal runs."""
+    return pa.DataFrameSchema(
+        {
+            "batch": _number("int64", pa.Check.ge(0)), "images": _number("int64", pa.Check.ge(1)),
+            "failed": _number("int64", pa.Check.ge(0)), "micro_batch": _number("int64", pa.Check.ge(1)),
+            "rank": _number("int64", pa.Check.ge(0)), "world_size": _number("int64", pa.Check.ge(1)),
+            "device": _text(), "attention": _text(), "seconds": _number("float64", pa.Check.ge(0)),
+        },
+        strict=True, unique=["batch"], name="batches",
     )
 
 

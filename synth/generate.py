@@ -11,11 +11,11 @@ and logical batch; ranks share the batches, a finished one is a part file (see `
 when every planned id is an image or a recorded error. To resume, give the same command again, with as many processes
 as you like; a second run in the same folder at the same time is refused.
 
-Promised for equal plans, settings and versions: the same ids, seeds and initial noise anywhere. On one device type, with
+Promised for equal plans, settings and versions: the same ids, seeds and initial noise anywhere. On one device type, at
 equal ``threads`` and equal settings of ``RUNTIME``, ``images.parquet`` and every PNG are equal byte for byte, for any
 number of processes, in one go or after any kills (``scripts/torture.py``). Between device types, thread counts or
 micro-batches float sums change their order: pixels agree to a grey level or two, hashes do not. Never equal:
-``batches.parquet`` (who drew, how long) and what the stamp says of the last session (seconds, world size, images drawn).
+``batches.parquet`` (who drew, how long) and what the stamp says of the last session (seconds, world size).
 """
 
 import datetime

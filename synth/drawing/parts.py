@@ -5,29 +5,55 @@ Starting again scans the parts once and draws the batches that have none. Tempor
 the batch that is drawn again overwrites what a killed process left. PNGs are encoded in threads behind a bounded queue:
 the sampler does not wait for the disk, and memory stays flat.
 
-Not promised: anything about two runs that write into one folder at the same time.
+When every planned id is accounted for, the parts become two tables: ``images.parquet`` says what was made, and is the
+same for equal runs; ``batches.parquet`` says who drew it on what and how long that took, which never is. The parts are
+removed once both are in place, ``images.parquet`` last: where it stands, nothing is left to draw.
+
+Not promised: anything when the machine itself goes down, since nothing is forced to the disk before it is renamed; and
+that a batch that was drawn is drawn again because its PNGs were removed (the filter notices by their hashes).
 """
 
 import io
+import os
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from cohort.errors import TailfillError
-from cohort.stage import hash_bytes
-from cohort.tables import check_table, images_schema, read_table, write_table
+from cohort.stage import hash_bytes, write_atomically
+from cohort.tables import batches_schema, images_schema, read_table, write_table
 from synth.drawing.sampling import Drawn
 
+IMAGES, BATCHES, PARTS = "images.parquet", "batches.parquet", "parts"
 PENDING_BATCHES = 2
 """Batches whose PNGs may wait to be written; more would only cost memory."""
+PART = pa.schema(
+    [(name, pa.string()) for name in ("sample_id", "status", "error", "path", "sha256", "device", "attention")]
+    + [(name, pa.int64()) for name in ("height", "width", "micro_batch", "batch", "rank", "world_size")]
+    + [("seconds", pa.float64())]
+)
+"""A part: the columns of both tables, one row per image; the seconds are each image's share of its micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawer:
+    """Who draws, and on what."""
+
+    rank: int
+    world_size: int
+    device: str
+    attention: str
 
 
 def image_path(sample_id: str) -> str:
@@ -37,14 +63,18 @@ def image_path(sample_id: str) -> str:
 
 def part_file(folder: Path, batch: int) -> Path:
     """The part file of a logical batch."""
-    return folder / "parts" / f"batch_{batch:06d}.parquet"
+    return folder / PARTS / f"batch_{batch:06d}.parquet"
 
 
 def finished_batches(folder: Path) -> set[int]:
     """The logical batches that have a part file: one listing of one folder."""
-    parts = folder / "parts"
-    names = [path.name for path in parts.iterdir()] if parts.is_dir() else []
+    names = os.listdir(folder / PARTS) if (folder / PARTS).is_dir() else []
     return {int(found[1]) for name in names if (found := re.fullmatch(r"batch_(\d+)\.parquet", name))}
+
+
+def is_assembled(folder: Path) -> bool:
+    """Whether every planned image is accounted for in the tables, so that the parts have served."""
+    return (folder / IMAGES).is_file()
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -54,26 +84,21 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def put_in_place(file: Path, content: bytes) -> None:
-    """Write and rename, under a temporary name that whoever does this again will overwrite.
-
-    Raises ``TailfillError`` when the disk is full or the folder cannot be written.
-    """
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(file)
-    except OSError as error:
-        raise TailfillError(f"{file}: cannot be written: {error.strerror}; the batches before it are kept, so mend "
-                            "this and give the same command again") from error
+def write_part(folder: Path, batch: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Put the part file of a batch in place: it is finished."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=PART), buffer)
+    write_atomically(part_file(folder, batch), buffer.getvalue(), owned=True)
 
 
 class BatchWriter:
-    """Writes batches in the order of their arrival; leave its context to wait for the last ones."""
+    """Writes batches in the order of their arrival; leave its context to wait for the last ones.
 
-    def __init__(self, folder: Path, *, threads: int, rank: int) -> None:
-        self.folder, self.rank = folder, rank
+    Raises ``TailfillError`` when the disk is full or the folder cannot be written; what was finished stays.
+    """
+
+    def __init__(self, folder: Path, *, threads: int, drawer: Drawer) -> None:
+        self.folder, self.drawer = folder, asdict(drawer)
         self.pool = ThreadPoolExecutor(threads)
         self.pending: deque[tuple[int, list[Future[dict[str, Any]]]]] = deque()
 
@@ -96,38 +121,69 @@ class BatchWriter:
 
     def _finish_oldest(self) -> None:
         batch, futures = self.pending.popleft()
-        frame = check_table(pd.DataFrame([future.result() for future in futures]), images_schema(),
-                            where=f"batch {batch}")
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        put_in_place(part_file(self.folder, batch), buffer.getvalue())
+        write_part(self.folder, batch, [{**self.drawer, "batch": batch, **future.result()} for future in futures])
 
     def _write_image(self, image: Drawn) -> dict[str, Any]:
-        row: dict[str, Any] = {
-            "sample_id": image.sample_id, "status": "ok", "error": None, "path": None, "sha256": None, "height": None,
-            "width": None, "seconds": image.seconds, "rank": self.rank, "micro_batch": image.micro_batch,
-        }
+        row: dict[str, Any] = {"sample_id": image.sample_id, "status": "ok", "error": None, "path": None,
+                               "sha256": None, "height": None, "width": None, "micro_batch": image.micro_batch,
+                               "seconds": image.seconds}
         if image.pixels is None:
             return row | {"status": "error", "error": image.error}
-        content = encode_png(image.pixels)
-        put_in_place(self.folder / image_path(image.sample_id), content)
+        content, path = encode_png(image.pixels), image_path(image.sample_id)
+        write_atomically(self.folder / path, content, owned=True)
         height, width = image.pixels.shape[:2]
-        return row | {"path": image_path(image.sample_id), "sha256": hash_bytes(content), "height": height,
-                      "width": width}
+        return row | {"path": path, "sha256": hash_bytes(content), "height": height, "width": width}
 
 
-def assemble(folder: Path, *, sample_ids: Sequence[str], batches: Iterable[int]) -> pd.DataFrame:
-    """Write ``images.parquet``, one row per planned id in the plan's order, from the parts, and return it.
+def read_parts(folder: Path, batches: Iterable[int]) -> pd.DataFrame:
+    """The rows of some batches' parts; raises ``TailfillError`` naming a part that is missing or none."""
+    tables = []
+    for batch in batches:
+        file = part_file(folder, batch)
+        try:
+            with pq.ParquetFile(file) as part:
+                tables.append(part.read(use_threads=False).cast(PART))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise TailfillError(f"{file}: is no readable part: {' '.join(str(error).split())[:200]}; remove it to have "
+                                "its batch drawn again") from error
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    return frame
 
-    Raises ``TailfillError`` when an id is missing, doubled or was not planned.
+
+def account_for(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the parts, batch by batch, as ``batches_schema`` has them."""
+    return rows.assign(failed=rows["status"] == "error").groupby("batch", sort=True).agg(
+        images=("sample_id", "size"), failed=("failed", "sum"), micro_batch=("micro_batch", "min"),
+        rank=("rank", "first"), world_size=("world_size", "first"), device=("device", "first"),
+        attention=("attention", "first"), seconds=("seconds", "sum"),
+    ).reset_index()
+
+
+def assemble(folder: Path, *, sample_ids: Sequence[str], batches: Iterable[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write both tables from the parts, unless that is done; read them back, remove the parts, return the tables.
+
+    ``images.parquet`` has one row per planned id, in the plan's order. Raises ``TailfillError`` when an id is missing,
+    doubled or was not planned.
     """
-    parts = [read_table(part_file(folder, batch)) for batch in sorted(set(batches))]
-    frame = pd.concat(parts, ignore_index=True)
-    made, planned = frame["sample_id"], pd.Index(sample_ids)
+    planned = pd.Index(sample_ids)
+    if not is_assembled(folder):
+        rows = read_parts(folder, sorted(set(batches)))
+        check_ids(rows["sample_id"], planned, where=folder / PARTS)
+        write_table(account_for(rows), folder / BATCHES, batches_schema())
+        write_table(rows.set_index("sample_id").loc[planned].reset_index(), folder / IMAGES, images_schema())
+    images = read_table(folder / IMAGES, images_schema())
+    check_ids(images["sample_id"], planned, where=folder / IMAGES)
+    account = read_table(folder / BATCHES, batches_schema())
+    for file in (folder / PARTS).glob("*"):
+        file.unlink()
+    if (folder / PARTS).is_dir():
+        (folder / PARTS).rmdir()
+    return images, account
+
+
+def check_ids(made: pd.Series, planned: pd.Index, *, where: Path) -> None:
+    """Raise ``TailfillError`` unless ``made`` holds each planned id once and nothing else."""
     strange = [*made[made.duplicated()], *made[~made.isin(planned)], *planned[~planned.isin(made)]]
     if strange:
-        raise TailfillError(f"{folder / 'parts'}: {len(strange)} of {len(planned)} planned ids are missing, doubled or "
-                            f"unknown, first {strange[0]}; move the folder away")
-    frame = frame.set_index("sample_id").loc[planned].reset_index()
-    write_table(frame, folder / "images.parquet", images_schema())
-    return frame
+        raise TailfillError(f"{where}: {len(strange)} of {len(planned)} planned ids are missing, doubled or unknown, "
+                            f"first {strange[0]}; move the folder away")

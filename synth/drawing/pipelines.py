@@ -18,7 +18,6 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
-from safetensors import SafetensorError
 
 from cohort.errors import TailfillError, nearest
 from cohort.pipeline import STAMP
@@ -27,13 +26,13 @@ from synth.drawing.attention import ATTENTION, set_attention
 from synth.drawing.execution import PRECISIONS, compile_regions, decode_in_chunks, reduce_precision
 from synth.drawing.schedulers import SCHEDULERS, set_scheduler
 from synth.drawing.texts import family_of
+from synth.drawing.weights import LOAD_ERRORS, load_networks
 
 log = logging.getLogger(__name__)
 
 DECODE_BATCH = 8
 """Images decoded at a time: enough to fill a GPU at 512 px, 3 GiB there in float32."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, AttributeError, KeyError, TypeError, SafetensorError)
 
 
 def check_names(*, scheduler: str, precision: str, attention: str) -> None:
@@ -141,7 +140,7 @@ def load_pipeline(
     try:
         pipeline: Any = AutoPipelineForText2Image.from_pretrained(
             str(folder), use_safetensors=True, trust_remote_code=False, torch_dtype=torch.float32,
-            local_files_only=True, **(unchecked if "safety_checker" in index else {}),
+            local_files_only=True, **(unchecked if "safety_checker" in index else {}), **load_networks(folder),
         )
     except LOAD_ERRORS as error:
         raise TailfillError(f"{folder}: does not load as a text-to-image pipeline: {error}") from error

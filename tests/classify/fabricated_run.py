@@ -128,7 +128,7 @@ def build_synthetic(folder: Path, labels: dict[str, str], rng: np.random.Generat
         picture(folder / "images" / path, rng)
     images = pd.DataFrame({"sample_id": plan["sample_id"], "status": np.where(ok, "ok", "error"),
                            "error": np.where(ok, None, "out of memory"), "path": paths, "sha256": "0" * 64,
-                           "height": 32, "width": 32, "seconds": 0.5, "rank": 0, "micro_batch": 4})
+                           "height": 32, "width": 32, "micro_batch": 4})
     stage = Stage("generate", folder / "images", config={"steps": 25}, inputs={"plan": folder / "plan"})
     stage.begin()
     write_table(images, stage.folder / "images.parquet", images_schema())

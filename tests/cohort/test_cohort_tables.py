@@ -91,7 +91,7 @@ def test_other_tables_hold_to_their_rules() -> None:
     with pytest.raises(TailfillError):
         check_table(pd.DataFrame([slot, slot]), arm_schema(), where="arm")
     image = {"sample_id": "a", "status": "lost", "error": None, "path": None, "sha256": None, "height": None,
-             "width": None, "seconds": 0.0, "rank": 0, "micro_batch": 1}
+             "width": None, "micro_batch": 1}
     with pytest.raises(TailfillError, match="column 'status'"):
         check_table(pd.DataFrame([image]), images_schema(), where="images")
 

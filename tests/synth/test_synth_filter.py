@@ -96,7 +96,7 @@ def write_plan_and_images(run: Path, rng: np.random.Generator) -> None:
                      "charged_to": charged_to, "label_source_id": "train0", "init_image_id": None, "strength": None,
                      "seed": i, "batch": 0, "round": 0})
         row = {"sample_id": sample_id, "status": "ok", "error": None, "path": f"images/{sample_id}.png", "sha256": None,
-               "height": SIZE, "width": SIZE, "seconds": 0.1, "rank": 0, "micro_batch": 8}
+               "height": SIZE, "width": SIZE, "micro_batch": 8}
         if pixels is None:
             row |= {"status": "error", "error": "out of memory", "path": None, "height": None, "width": None}
         else:
