@@ -96,6 +96,7 @@ class Sampler:
                 **self._embeddings(rows), **self.family.call, latents=noise, generator=generators,
                 height=settings.height, width=settings.width, output_type="pt",
                 num_inference_steps=settings.num_inference_steps,
+                negative_prompt=None,  # some families' default is a text
                 guidance_scale=settings.guidance_scale if start < stop else 1.0,
             )
         images: torch.Tensor = output.images.float().cpu()
