@@ -4,13 +4,15 @@
 
     python scripts/export_models.py
 
-Reads ``runs/phantom_generator`` and ``runs/phantom_backbone``, which ``scripts/make_models.sh`` makes. Not promised:
-that a model halved is the model; the loss in a picture is below one grey value.
+Reads ``runs/phantom_generator``, ``runs/phantom_generator_more`` and ``runs/phantom_backbone``, which
+``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a picture is below one grey
+value.
 """
 
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +35,17 @@ LIMIT_BYTES = 16_000_000
 GENERATOR_CARD = """# A small generator of phantom radiographs
 
 A text-to-image pipeline in Stable Diffusion's layout (autoencoder, U-Net, CLIP text encoder, tokenizer; diffusers,
-safetensors, float16) for grey images of 128 x 128 pixels. It was trained from nothing on {images:,} procedural
+safetensors, float16) for grey images of 128 x 128 pixels. It was trained from nothing on {images} procedural
 radiographs of the phantom's site B, a referral centre (`python -m cohort.prepare phantom --site B`): no patient's image
 was used, and nothing can be memorised that is not already public in this repository.
 
 - **For**: the demo and the calibration of Tailfill, as the model that another hospital has shared. Prompts are those of
   `prompts/phrases.py`, for instance "Frontal chest radiograph of a 60-year-old man. Pneumoperitoneum."
 - **Not for**: anything to do with patients.
-- **Made by**: `scripts/make_models.sh`, configuration `configs/phantom_generator.yaml`, commit {commit}.
-- **Training**: autoencoder {ae_steps:,} steps in {ae_minutes:.0f} minutes; U-Net and text encoder {steps:,} steps of
-  {batch} images in {minutes:.0f} minutes, on two CPU cores.
+- **Made by**: `scripts/make_models.sh`: configurations `configs/phantom_generator.yaml` (commit {first_commit}) and
+  `configs/phantom_generator_more.yaml` (commit {commit}).
+- **Training**: autoencoder {ae_steps:,} steps in {ae_minutes:.0f} minutes; U-Net and text encoder {steps} steps of
+  {batch} images in {minutes} minutes, on two CPU cores beside other work.
 - **Measured** on validation patients: autoencoder {psnr:.1f} dB ({psnr_images} images); denoising {loss}.
 - **Parameters**: {parameters:.1f} million. **Licence**: Apache-2.0, as the code.
 """
@@ -76,9 +79,19 @@ def made_by(stamp: dict[str, Any]) -> str:
     return "-".join(filter(None, (commit[:10], dirty)))
 
 
-def export_generator(run: Path, target: Path) -> int:
-    """Write the pipeline and its card; returns its size in bytes. Raises ``TailfillError`` above ``LIMIT_BYTES``."""
-    trained, encoded = (stamp_of(run / name, name) for name in ("generator", "autoencoder"))
+def in_words(numbers: Sequence[float]) -> str:
+    """``1,200 and 3,400``."""
+    return " and ".join(f"{number:,.0f}" for number in numbers)
+
+
+def export_generator(first: Path, second: Path, target: Path) -> int:
+    """Write the pipeline and its card; returns its size in bytes. Raises ``TailfillError`` above ``LIMIT_BYTES``.
+
+    ``first`` and ``second`` are the runs of the two halves of its training, ``target`` the folder to write.
+    """
+    encoded = stamp_of(first / "autoencoder", "autoencoder")
+    halves = [stamp_of(run / "generator", "finetune") for run in (first, second)]
+    run, trained = second, halves[1]
     pipeline = StableDiffusionPipeline.from_pretrained(run / "generator" / "pipeline", torch_dtype=torch.float16)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -92,10 +105,11 @@ def export_generator(run: Path, target: Path) -> int:
     losses = ", ".join(f"{key.removeprefix('val_')} {loss:.4f}" for key, loss in
                        zip(last["variable"], last["value"], strict=True))
     card = GENERATOR_CARD.format(
-        images=trained["counts"]["train_images"], commit=made_by(trained), psnr=encoded["extra"]["psnr_db"],
-        psnr_images=encoded["extra"]["psnr_images"], ae_steps=encoded["config"]["steps"],
-        ae_minutes=encoded["seconds"] / 60, steps=trained["config"]["steps"], batch=trained["config"]["batch_size"],
-        minutes=trained["seconds"] / 60, loss=losses or "loss not recorded",
+        images=in_words([half["counts"]["train_images"] for half in halves]), first_commit=made_by(halves[0]),
+        commit=made_by(trained), psnr=encoded["extra"]["psnr_db"], psnr_images=encoded["extra"]["psnr_images"],
+        ae_steps=encoded["config"]["steps"], ae_minutes=encoded["seconds"] / 60,
+        steps=in_words([half["config"]["steps"] for half in halves]), batch=trained["config"]["batch_size"],
+        minutes=in_words([half["seconds"] / 60 for half in halves]), loss=losses or "loss not recorded",
         parameters=sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
     )
     write_atomically(partial / "README.md", card.encode())
@@ -123,10 +137,11 @@ def export_backbone(trained: Path, target: Path) -> int:
 
 def main() -> None:
     """Export both."""
+    runs, models = ROOT / "runs", ROOT / "models"
     for name, size in (
-        ("generator", export_generator(ROOT / "runs" / "phantom_generator", ROOT / "models" / "generator")),
-        ("backbone", export_backbone(ROOT / "runs" / "phantom_backbone" / "train" / "real" / "seed_2000",
-                                     ROOT / "models" / "backbone")),
+        ("generator", export_generator(runs / "phantom_generator", runs / "phantom_generator_more",
+                                       models / "generator")),
+        ("backbone", export_backbone(runs / "phantom_backbone" / "train" / "real" / "seed_2000", models / "backbone")),
     ):
         log.info("models/%s: %.1f MB", name, size / 1e6)
 

@@ -8,6 +8,9 @@ python=.venv/bin/python
 for stage in cohort.prepare synth.autoencoder synth.finetune; do
     $python -m "$stage" --config configs/phantom_generator.yaml
 done
+for stage in cohort.prepare synth.finetune; do
+    $python -m "$stage" --config configs/phantom_generator_more.yaml
+done
 $python -m cohort.prepare --config configs/phantom_backbone.yaml
 for stage in train predict; do
     $python -m "classify.$stage" --config configs/phantom_backbone.yaml --arm real --arm-seed 2000
