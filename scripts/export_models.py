@@ -5,8 +5,8 @@
     python scripts/export_models.py
 
 Reads ``runs/phantom_generator``, ``runs/phantom_generator_more`` and ``runs/phantom_backbone``, which
-``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a picture is below one grey
-value.
+``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a picture is below one
+grey value.
 """
 
 import json
