@@ -205,7 +205,7 @@ def draw_share(accelerator: Accelerator, work: Work, config: GenerateConfig, bat
              accelerator.device, attention)
     sampler = make_sampler(pipeline, [row for _, rows in mine for row in rows], config)
     drawer = Drawer(rank=accelerator.process_index, world_size=accelerator.num_processes, attention=attention,
-                    device=device_name() if accelerator.device.type == "cuda" else str(accelerator.device))
+                    device=device_name() if accelerator.device.type == "cuda" else accelerator.device.type)
     draw_batches(accelerator, sampler, mine, BatchWriter(work.stage.folder, threads=config.io_threads, drawer=drawer),
                  config)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 
 from cohort.errors import TailfillError
@@ -25,6 +26,7 @@ def load_networks(folder: Path) -> dict[str, torch.nn.Module]:
 
     Raises ``TailfillError`` when one does not load, or when its weights lack a tensor or hold one of another shape.
     """
+    transformers.utils.logging.disable_progress_bar()
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     parts = {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] in LIBRARIES}
     networks = {}
