@@ -23,14 +23,18 @@ def decide(made: pd.DataFrame, cohort: Cohort, verdicts: Mapping[str, list[Crite
     """The rows of ``synthetic.parquet``: every image made, with margins, keep and the first failing rule as reason.
 
     ``made`` holds the plan's columns and ``path`` of each image made, in the order of the criteria's scores. An image
-    that was drawn from a real one belongs to that one's patient.
+    that was drawn from a real one belongs to that one's patient; raises ``TailfillError`` for one that is not of train.
     """
     margins = pd.DataFrame({name: worst_margin(criteria, len(made)) for name, criteria in verdicts.items()},
                            index=made.index)
     failed = margins.lt(0)  # null margins fail nothing
     reason = failed.idxmax(axis=1).where(failed.any(axis=1)) if len(margins.columns) else pd.Series(None, made.index)
     identity = "synthetic:" + made["sample_id"]
-    owner = cohort.frame.set_index("image_id")["patient_id"]
+    owner = cohort.split("train").set_index("image_id")["patient_id"]
+    strange = made["init_image_id"].dropna().loc[lambda source: ~source.isin(owner.index)]
+    if len(strange):
+        raise TailfillError(f"plan: an image was drawn from '{strange.iloc[0]}', which is no train image of "
+                            f"{cohort.folder}")
     frame = made.assign(
         image_id=identity, root="synthetic", study_id=None, split="train",
         patient_id=made["init_image_id"].map(owner).fillna(identity), **margins,
