@@ -20,6 +20,8 @@ MAX_IMAGES = 256
 
 SHEET_VIEWS = ("PA", "PA", "AP", "AP")
 """The views of a sheet's columns."""
+SHEET_STEPS, SHEET_GUIDANCE = 25, 2.5
+"""How a sheet is drawn; chosen to be quick and to show what was asked for, not to look its best."""
 
 
 def validated_labels(frame: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
@@ -50,7 +52,7 @@ def validation_losses(trainer: Any, val: Any, cohort: Cohort) -> dict[str, float
     noise = torch.randn(clean.shape, generator=generator)
     total = trainer.scheduler.config.num_train_timesteps
     timesteps = torch.linspace(0, total - 1, len(rows)).long()[torch.randperm(len(rows), generator=generator)]
-    batch = Batch(clean=clean, noise=noise, timesteps=timesteps, tokens=val.tokens[torch.from_numpy(rows), 0])
+    batch = Batch(clean=clean, noise=noise, timesteps=timesteps, tokens=val.tokens[torch.tensor(rows), 0])
     model, losses = trainer.accelerator.unwrap_model(trainer.model), []
     for start in range(0, len(rows), 32):
         part = batch.rows(slice(start, start + 32), trainer.accelerator.device)
@@ -80,7 +82,8 @@ def draw_sheet(pipeline: Any, cohort: Cohort, file: Path, *, seed: int) -> None:
         titles += [f"{label} ({group}), {view}" if label else f"nothing, {view}" for view in SHEET_VIEWS]
         generators = [torch.Generator().manual_seed(seed * 1000 + len(images) + column)
                       for column in range(len(prompts))]
-        drawn = pipeline(prompts, num_inference_steps=25, guidance_scale=2.5, generator=generators, output_type="np")
+        drawn = pipeline(prompts, num_inference_steps=SHEET_STEPS, guidance_scale=SHEET_GUIDANCE,
+                         generator=generators, output_type="np")
         images += [(image.mean(axis=-1) * 255).round().astype(np.uint8) for image in drawn.images]
     sheet: Image.Image = contact_sheet(images, titles, len(SHEET_VIEWS))
     file.parent.mkdir(parents=True, exist_ok=True)
