@@ -35,6 +35,7 @@ from cohort.provenance import FILE, check_no_overlap, is_known, write_patients
 from cohort.stage import Stage
 from cohort.tables import Cohort, load_cohort
 from synth.drawing.pipelines import owning_stage, resolve_pipeline, weights_hash
+from synth.drawing.weights import load_networks
 from synth.learning.fitting import HISTORY, Loop, Progress
 from synth.learning.fresh import build_pipeline
 from synth.learning.training_set import captions, sampling_weights, speakable, training_set
@@ -75,8 +76,8 @@ def load_pipeline(config: FinetuneConfig, run: Run, folder: Path | None, texts: 
         vae = AutoencoderKL.from_pretrained(run.folder / "autoencoder" / "model")
         return build_pipeline(config.fresh, vae, texts)
     try:
-        return StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True, safety_checker=None,
-                                                       requires_safety_checker=False, torch_dtype=torch.float32)
+        return StableDiffusionPipeline.from_pretrained(
+            folder, **load_networks(folder), use_safetensors=True, safety_checker=None, requires_safety_checker=False)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TailfillError(f"finetune.pipeline: {config.pipeline} cannot be loaded as a Stable Diffusion pipeline: "
                             f"{error}") from error

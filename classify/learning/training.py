@@ -69,12 +69,15 @@ def peak_memory(device: torch.device) -> float:
 
 
 def save_checkpoint(file: Path, *, step: int, **states: Any) -> None:
-    """Write the number of finished steps and the state dicts, atomically."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write the number of finished steps and the state dicts, atomically; ``TailfillError`` when the disk is full."""
     partial = file.with_name(f".{file.name}{PARTIAL}")  # one name: what a kill leaves half written, the next overwrites
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"step": step, **states}, partial)
         partial.replace(file)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+        raise TailfillError(f"{file}: cannot be written: {error}; the checkpoint before it is kept, so mend this and "
+                            "give the same command again") from error
     finally:
         partial.unlink(missing_ok=True)
 

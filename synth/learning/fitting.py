@@ -113,7 +113,7 @@ class Loop:
         trainer, progress = self.trainer, self.progress
         row: dict[str, float] = {"step": trainer.step}
         if progress.losses:
-            loss = torch.tensor(progress.losses, dtype=torch.float64).mean().to(trainer.accelerator.device)
+            loss = torch.tensor(sum(progress.losses) / len(progress.losses), device=trainer.accelerator.device)
             row["loss"] = float(trainer.accelerator.reduce(loss, reduction="mean"))
         if self.timed:
             row["images_per_second"] = trainer.config.batch_size * len(self.timed) / sum(self.timed)

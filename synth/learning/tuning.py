@@ -87,6 +87,8 @@ class FinetuneConfig:
             "finetune", **{key: (n, n >= 1, "1 or more") for key, n in ones.items()},
             mode=(self.mode, self.mode in ("full", "lora"), "full or lora"),
             pipeline=(self.pipeline, self.pipeline is not None or self.mode == "full", "a pipeline for lora to adapt"),
+            train_text_encoder=(self.train_text_encoder, not (self.train_text_encoder and self.mode == "lora"),
+                                "false where mode is lora"),
             learning_rate=(self.learning_rate, self.learning_rate > 0, "above 0"),
             warmup_steps=(self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
             ema_decay=(self.ema_decay, 0 < self.ema_decay < 1, "between 0 and 1"),

@@ -148,9 +148,9 @@ def test_a_pipeline_from_nothing_is_an_ordinary_diffusers_folder(tmp_path: Path)
     assert (image.mode, image.size) == ("L", (16, 16))
 
 
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_a_resumed_run_ends_at_the_same_bits(mode: str, tmp_path: Path) -> None:
-    config = replace(CONFIG, mode=mode, pipeline="a folder")
+@pytest.mark.parametrize(("mode", "text_encoder"), [("full", True), ("lora", False)])
+def test_a_resumed_run_ends_at_the_same_bits(mode: str, text_encoder: bool, tmp_path: Path) -> None:
+    config = replace(CONFIG, mode=mode, pipeline="a folder", train_text_encoder=text_encoder)
     straight, first = trained(config, 4), trained(config, 2)
     save_checkpoint(tmp_path / CHECKPOINT, step=first.step, history=[], **first.state())
     second = trained(config, 0)
@@ -210,6 +210,8 @@ def test_settings_that_cannot_work_are_named(bad: dict) -> None:
 def test_adapters_need_something_to_adapt() -> None:
     with pytest.raises(TailfillError, match="a pipeline for lora to adapt"):
         FinetuneConfig(mode="lora")
+    with pytest.raises(TailfillError, match="train_text_encoder is True; wanted: false where mode is lora"):
+        FinetuneConfig(mode="lora", pipeline="a folder", train_text_encoder=True)
     with pytest.raises(TailfillError, match="text_width is 20"):
         FreshConfig(text_width=20)
 

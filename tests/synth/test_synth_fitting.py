@@ -140,6 +140,19 @@ def test_seconds_of_several_sessions_add_up(run: Callable, tmp_path: Path) -> No
     assert progress.seconds < 2000
 
 
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(content: dict, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise RuntimeError("file write failed")
+
+    save_checkpoint(tmp_path / CHECKPOINT, step=1)
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(TailfillError, match="cannot be written: file write failed; the checkpoint before it is kept"):
+        save_checkpoint(tmp_path / CHECKPOINT, step=2)
+    assert load_checkpoint(tmp_path / CHECKPOINT) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+
+
 def test_a_diverged_validation_is_no_best_one(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "check_finite", lambda loss, **_: 1 / 0 if loss == 1.0 else None)
     with pytest.raises(ZeroDivisionError):
