@@ -22,7 +22,7 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from cohort.errors import TailfillError, run_command
 from cohort.provenance import is_known
 from cohort.stage import Stage, device_name, read_stamp, require, verify
 from cohort.tables import load_cohort
+from synth.drawing.editing import find_sources, load_sources
 from synth.drawing.execution import PRECISIONS
 from synth.drawing.parts import IMAGES, BatchWriter, Drawer, assemble
 from synth.drawing.pipelines import (
@@ -122,6 +123,8 @@ class Work:
     plan: pd.DataFrame
     pipeline: Path
     lora: Path | None
+    sources: dict[str, Path]
+    """Files of the real images that rows start from, by their ids."""
     stage: Stage
     extra: dict[str, Any]
 
@@ -139,6 +142,7 @@ def prepare(run: Run, config: GenerateConfig) -> Work:
     """Read, check and hash all inputs. Raises ``TailfillError`` before any weights are loaded."""
     cohort = load_cohort(run.cohort_folder)
     plan = read_plan(run, cohort.labels, config.limit)
+    sources = find_sources(plan, cohort, num_inference_steps=config.num_inference_steps, scheduler=config.scheduler)
     if config.pipeline is None:
         require(run.folder / "generator", "generator")
     folder = resolve_pipeline(config.pipeline or str(run.folder / "generator" / "pipeline"), config.revision)
@@ -146,12 +150,12 @@ def prepare(run: Run, config: GenerateConfig) -> Work:
     settings = {key: value for key, value in asdict(config).items() if key not in (*RUNTIME, *PLACES)}
     owner, lora_owner = owning_stage(folder), owning_stage(lora) if lora else None
     inputs = {"plan": run.folder / "plan"} | ({"generator": owner} if owner else {})
-    inputs |= {"lora": lora_owner} if lora_owner else {}
+    inputs |= ({"lora": lora_owner} if lora_owner else {}) | ({"cohort": run.cohort_folder} if sources else {})
     hashes = {"weights": hash_pipeline(folder, owner), **({"lora_weights": weights_hash(lora)} if lora else {})}
     known = [is_known(place, cohort) for place in (owner, *([lora_owner] if lora else []))]
     stage = Stage("generate", run.folder / "images", config=settings | hashes, inputs=inputs)
-    return Work(plan=plan, pipeline=folder, lora=lora, stage=stage,
-                extra=hashes | {"provenance": "known" if all(known) else "unknown"})
+    return Work(plan=plan, pipeline=folder, lora=lora, sources=sources, stage=stage,
+                extra=hashes | {"provenance": "known" if all(known) else "unknown", "source_images": len(sources)})
 
 
 def begin(accelerator: Accelerator, options: Options) -> Work | None:
@@ -203,7 +207,7 @@ def draw_share(accelerator: Accelerator, work: Work, config: GenerateConfig, bat
     )
     log.info("generate: rank %d of %d on %s, attention %s", accelerator.process_index, accelerator.num_processes,
              accelerator.device, attention)
-    sampler = make_sampler(pipeline, [row for _, rows in mine for row in rows], config)
+    sampler = make_sampler(pipeline, [row for _, rows in mine for row in rows], work.sources, config)
     drawer = Drawer(rank=accelerator.process_index, world_size=accelerator.num_processes, attention=attention,
                     device=device_name() if accelerator.device.type == "cuda" else accelerator.device.type)
     draw_batches(accelerator, sampler, mine, BatchWriter(work.stage.folder, threads=config.io_threads, drawer=drawer),
@@ -244,8 +248,8 @@ def finish(work: Work, run: Run, config: GenerateConfig, *, left: Sequence[int],
     log.info("generate: %d images, %d failed, in %.0f s", made, len(images) - made, seconds)
 
 
-def make_sampler(pipeline: Any, rows: Sequence[Row], config: GenerateConfig) -> Sampler:
-    """A sampler with all texts of ``rows`` encoded."""
+def make_sampler(pipeline: Any, rows: Sequence[Row], files: Mapping[str, Path], config: GenerateConfig) -> Sampler:
+    """A sampler with all texts of ``rows`` encoded, and of ``files`` the images that they start from."""
     height, width = image_size(pipeline, config.height, config.width)
     texts = encode_texts(pipeline, prompts=[row.prompt for row in rows],
                          negatives=[row.negative_prompt for row in rows])
@@ -253,7 +257,9 @@ def make_sampler(pipeline: Any, rows: Sequence[Row], config: GenerateConfig) -> 
         num_inference_steps=config.num_inference_steps, guidance_scale=config.guidance_scale,
         guidance_interval=config.guidance_interval, height=height, width=width, grey=config.grey,
     )
-    return Sampler(pipeline, texts, settings)
+    starts = sorted({row.init_image_id for row in rows if row.init_image_id is not None})
+    sources = load_sources(pipeline, {name: files[name] for name in starts}, height=height, width=width)
+    return Sampler(pipeline, texts, settings, sources)
 
 
 def main() -> None:

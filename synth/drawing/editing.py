@@ -14,7 +14,7 @@ steps of its own and ends one step too early when it begins late.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 
 from cohort.errors import TailfillError
+from cohort.pixels import read_grey
 from cohort.tables import Cohort
 
 
@@ -56,6 +57,17 @@ def find_sources(plan: pd.DataFrame, cohort: Cohort, *, num_inference_steps: int
 def steps_left_out(strength: float | None, num_inference_steps: int) -> int:
     """How many steps of the schedule a row skips: none at strength 1 or without one, as diffusers rounds them."""
     return 0 if strength is None else num_inference_steps - math.floor(num_inference_steps * strength + 1e-9)
+
+
+def load_sources(pipeline: Any, files: Mapping[str, Path], *, height: int, width: int) -> dict[str, torch.Tensor]:
+    """The latents of image files at the size in px that is drawn, by name; see ``encode_sources``.
+
+    Raises ``TailfillError`` for an unreadable file, and when the size is not square: radiographs are read as squares.
+    """
+    if files and height != width:
+        raise TailfillError(f"generate.height, width are {height}, {width}, and rows of the plan start from an image, "
+                            "which is read as a square; wanted: equal ones")
+    return encode_sources(pipeline, {name: read_grey(file, height) for name, file in files.items()})
 
 
 @torch.no_grad()
@@ -116,13 +128,25 @@ class LateSchedule:
 
 
 @contextmanager
-def late_start(pipeline: Any, *, left_out: int, num_inference_steps: int) -> Iterator[LateSchedule]:
-    """In this context ``pipeline`` leaves out the first steps of its schedule of ``num_inference_steps``."""
+def late_start(pipeline: Any, noise: torch.Tensor, sources: Sequence[torch.Tensor], *, left_out: int,
+               num_inference_steps: int) -> Iterator[torch.Tensor]:
+    """In this context ``pipeline`` leaves out the first steps of its schedule; gives the latents that it begins with.
+
+    Args:
+        pipeline: whose scheduler is exchanged.
+        noise: float32 (n, c, h, w), on the pipeline's device; it is what the whole schedule begins with.
+        sources: n latents (c, h, w) of ``encode_sources``, or none where no step is left out.
+        left_out: steps, 0 or more and fewer than ``num_inference_steps``.
+        num_inference_steps: of the whole schedule.
+    """
+    if not left_out:
+        yield noise
+        return
     ordinary = pipeline.scheduler
     late = LateSchedule(ordinary, left_out)
-    late.set_timesteps(num_inference_steps, device=pipeline.device)
+    late.set_timesteps(num_inference_steps, device=noise.device)
     pipeline.scheduler = late
     try:
-        yield late
+        yield late.add_noise(torch.stack(list(sources)).to(noise), noise)
     finally:
         pipeline.scheduler = ordinary

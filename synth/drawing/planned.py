@@ -19,14 +19,10 @@ from synth.drawing.sampling import Row
 
 
 def read_plan(run: Run, labels: Sequence[str], limit: int | None) -> pd.DataFrame:
-    """The plan's rows; raises ``TailfillError`` for rows that start from an image, which this stage cannot do yet."""
+    """The plan's rows, only the first ``limit`` if it is given; raises ``TailfillError`` when there are none."""
     plan = read_table(verify(run.folder / "plan", "plan", "plan.parquet"), plan_schema(labels)).iloc[:limit]
     if plan.empty:
         raise TailfillError(f"{run.folder / 'plan' / 'plan.parquet'}: holds no rows; nothing can be generated")
-    conditioned = plan[plan["init_image_id"].notna()]
-    if len(conditioned):
-        raise TailfillError(f"plan, sample_id {conditioned['sample_id'].iloc[0]}: starts from an image "
-                            f"({conditioned['init_image_id'].iloc[0]}), which generate does not do")
     return plan
 
 
@@ -39,8 +35,10 @@ def asked_texts(plan: pd.DataFrame) -> dict[str, str]:
 def to_rows(frame: pd.DataFrame) -> list[Row]:
     """Rows of the plan as sampling takes them."""
     columns = [frame[name] for name in ("sample_id", "prompt", "negative_prompt", "seed")]
-    return [Row(sample_id=sample_id, prompt=prompt, negative_prompt=negative, seed=int(seed))
-            for sample_id, prompt, negative, seed in zip(*columns, strict=True)]
+    starts = [frame[name].astype(object).where(frame[name].notna(), None) for name in ("init_image_id", "strength")]
+    return [Row(sample_id=sample_id, prompt=prompt, negative_prompt=negative, seed=int(seed), init_image_id=source,
+                strength=strength)
+            for sample_id, prompt, negative, seed, source, strength in zip(*columns, *starts, strict=True)]
 
 
 def batches_left(plan: pd.DataFrame, folder: Path) -> list[int]:

@@ -5,6 +5,8 @@ The pipeline's own ``__call__`` does the sampling. What is added around it:
 - **Noise.** Each row's latent noise comes from its own CPU generator, seeded by the plan (as in EDM2's script).
 - **Text.** Embeddings that were made once (``texts``) stand in for the words.
 - **Guidance in an interval** of the schedule (``guidance``), outside of which the denoiser does half the work.
+- **Sources.** A row may start from a real image (``editing``); rows that run another part of the schedule never share
+  a call.
 - **Faults.** Out of memory halves the micro-batch; an image that comes out as NaN, or fails alone, is a recorded error.
 
 Bit-equal images are promised for equal micro-batches and CPU threads on one device type, not across those: float sums
@@ -12,7 +14,7 @@ change their order.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 
 from cohort.errors import TailfillError
+from synth.drawing.editing import late_start, steps_left_out
 from synth.drawing.guidance import guidance_between, guided_steps
 from synth.drawing.pipelines import denoiser
 from synth.drawing.texts import Embedding, Encoded, family_of, stack
@@ -33,6 +36,10 @@ class Row:
     prompt: str
     negative_prompt: str
     seed: int
+    init_image_id: str | None = None
+    """The real image that it starts from; None: from noise."""
+    strength: float | None = None
+    """Share of the schedule that it then goes through, above 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +82,11 @@ def initial_noise(generators: Sequence[torch.Generator], shape: tuple[int, int, 
 
 
 class Sampler:
-    """Draws micro-batches of rows from a pipeline whose texts have been encoded."""
+    """Draws micro-batches of rows from a pipeline whose texts, and whose images to start from, have been encoded."""
 
-    def __init__(self, pipeline: Any, texts: Encoded, settings: Settings) -> None:
-        self.pipeline, self.texts, self.settings = pipeline, texts, settings
+    def __init__(self, pipeline: Any, texts: Encoded, settings: Settings,
+                 sources: Mapping[str, torch.Tensor] | None = None) -> None:
+        self.pipeline, self.texts, self.settings, self.sources = pipeline, texts, settings, sources or {}
         self.family = family_of(type(pipeline).__name__)
         factor = pipeline.vae_scale_factor
         self.latent_shape = (int(denoiser(pipeline).config.in_channels), settings.height // factor,
@@ -86,14 +94,24 @@ class Sampler:
         self.guided = self._plan_guidance()
 
     def draw(self, rows: Sequence[Row]) -> torch.Tensor:
-        """Images of ``rows``: float32 (n, channels, height, width) in 0 to 1 on the CPU; NaN where sampling failed."""
+        """Images of ``rows``: float32 (n, channels, height, width) in 0 to 1 on the CPU; NaN where sampling failed.
+
+        All rows have the strength of the first.
+        """
         model, settings = denoiser(self.pipeline), self.settings
         generators = [torch.Generator().manual_seed(row.seed) for row in rows]
         noise = initial_noise(generators, self.latent_shape).to(model.device)
         start, stop = self.guided
-        with guidance_between(model, start=start, stop=stop, n_images=len(rows)):
+        left_out = steps_left_out(rows[0].strength, settings.num_inference_steps)
+        sources = [self.sources[str(row.init_image_id)] for row in rows] if left_out else []
+        with (
+            late_start(self.pipeline, noise, sources, left_out=left_out,
+                       num_inference_steps=settings.num_inference_steps) as latents,
+            guidance_between(model, start=start, stop=stop, n_images=len(rows),
+                             step=left_out * self.pipeline.scheduler.order),
+        ):
             output = self.pipeline(
-                **self._embeddings(rows), **self.family.call, latents=noise, generator=generators,
+                **self._embeddings(rows), **self.family.call, latents=latents, generator=generators,
                 height=settings.height, width=settings.width, output_type="pt",
                 num_inference_steps=settings.num_inference_steps,
                 negative_prompt=None,  # some families' default is a text
@@ -131,18 +149,22 @@ def to_pixels(image: torch.Tensor, *, grey: bool) -> np.ndarray:
 
 def draw_rows(rows: Sequence[Row], *, draw: Callable[[Sequence[Row]], torch.Tensor], micro_batch: int,
               grey: bool, pad: bool = False) -> list[Drawn]:
-    """Draw ``rows`` in micro-batches of at most ``micro_batch``; each row comes back once, as image or as error.
+    """Draw ``rows`` in micro-batches of at most ``micro_batch``, those of each strength apart.
 
+    Each row comes back once, as image or as error, in the order of ``rows``.
     With ``pad``, every call gets ``micro_batch`` rows, the last one repeated and its repeats dropped: compiled networks
     and GPUs choose their kernels by shape. When ``draw`` runs out of memory the micro-batch is halved; when it raises
     anything else of its own, its rows are drawn one by one, so that only the culprit is lost. Ids, seeds and initial
     noise stay.
     """
-    done: list[Drawn] = []
-    for start in range(0, len(rows), micro_batch):
-        done += _draw_micro_batch(rows[start:start + micro_batch], draw=draw, micro_batch=micro_batch, grey=grey,
-                                  pad=pad)
-    return done
+    done: dict[str, Drawn] = {}
+    for strength in dict.fromkeys(row.strength for row in rows):
+        alike = [row for row in rows if row.strength == strength]
+        for start in range(0, len(alike), micro_batch):
+            drawn = _draw_micro_batch(alike[start:start + micro_batch], draw=draw, micro_batch=micro_batch, grey=grey,
+                                      pad=pad)
+            done |= {image.sample_id: image for image in drawn}
+    return [done[row.sample_id] for row in rows]
 
 
 def _draw_micro_batch(rows: Sequence[Row], *, draw: Callable[[Sequence[Row]], torch.Tensor], micro_batch: int,

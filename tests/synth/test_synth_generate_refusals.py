@@ -69,13 +69,6 @@ def test_bad_settings_are_one_line(
     assert (stop.value.code, error.startswith("error: "), words in error) == (2, True, True), error
 
 
-def test_rows_that_start_from_an_image_are_refused(
-    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(TailfillError, match="starts from an image"):
-        run_here(make_run(plan=plan_frame(init_image_id="a", strength=0.5)), monkeypatch)
-
-
 def test_generator_that_has_seen_test_patients_is_refused(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
