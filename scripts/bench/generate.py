@@ -76,7 +76,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--real", type=int, default=0, help=f"real images for KID, {MIN_KID} or more; 0 leaves it out")
     parser.add_argument("--profile", action="store_true", help="print where a batch of Tailfill spends its time")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.real and min(options.images, options.real) < MIN_KID:
+        parser.error(f"--images {options.images} --real {options.real}; wanted: {MIN_KID} or more of both for KID")
+    return options
 
 
 def make_ways(options: argparse.Namespace, folder: Path, rows: list[Row]) -> list[Way]:
@@ -159,8 +162,9 @@ def tell_likeness(ways: list[Way], rows: list[Row], real: np.ndarray, out: Path)
 
 
 def read_images(folder: Path, rows: list[Row]) -> np.ndarray:
-    """The PNGs of ``rows``, uint8 (n, height, width)."""
-    return np.stack([np.asarray(Image.open(folder / image_path(row.sample_id)).convert("L")) for row in rows])
+    """The PNGs of ``rows``, uint8 (n, height, width); of colours the mean, as Tailfill's grey."""
+    made = [np.asarray(Image.open(folder / image_path(row.sample_id))) for row in rows]
+    return np.stack([image if image.ndim == 2 else image.mean(axis=2).round().astype(np.uint8) for image in made])
 
 
 def tell_profile(way: Way, rows: list[Row], out: Path) -> None:
