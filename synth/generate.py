@@ -92,7 +92,7 @@ class GenerateConfig:
     """auto (xFormers where a real call to it works, else sdpa), xformers, sdpa (torch's, which chooses its kernel), or
     one kernel of torch: flash, efficient, cudnn, eager."""
     channels_last: bool = False
-    """Keep images with their channels last in memory; pays on GPUs in bf16 or fp16."""
+    """Keep images with their channels last in memory: faster for some networks and machines, slower for others."""
     compile: bool = False
     """Compile the repeated blocks of denoiser and decoder: minutes before the first image, less time for each."""
     decode_batch: int = DECODE_BATCH
@@ -241,7 +241,8 @@ def finish(work: Work, run: Run, config: GenerateConfig, *, left: Sequence[int],
         extra=work.extra | {
             **{key: "; ".join(sorted(set(account[key]))) for key in ("device", "attention")},
             "precision": config.precision, "dtype": str(PRECISIONS[config.precision]).removeprefix("torch."),
-            "scheduler": config.scheduler, "micro_batch": config.micro_batch, "threads": run.threads,
+            "scheduler": config.scheduler, "threads": run.threads,
+            **{key: getattr(config, key) for key in RUNTIME if key != "attention"},
             "world_size": world_size, "drawn": len(images) - int(before["images"].sum()),
         },
     )
