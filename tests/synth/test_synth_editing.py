@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,12 @@ import pandas as pd
 import pytest
 import tiny_families
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+)
 from PIL import Image
 from tiny_pipeline import save_tiny_pipeline, tiny_pipeline
 from tiny_run import build_run, images_folder, pixels, plan_frame, run_here, stamp_of
@@ -50,7 +56,7 @@ def sampler(pipeline: Any, *, scheduler: str = "dpm++", steps: int = STEPS, scal
 
 @pytest.mark.parametrize("scheduler", sorted(schedulers.SCHEDULERS))
 def test_a_denoiser_that_knows_the_source_gets_it_back_at_any_strength(scheduler: str) -> None:
-    pipeline = tiny_pipeline()
+    pipeline = SimpleNamespace(scheduler=DDPMScheduler(beta_schedule="scaled_linear", steps_offset=1))
     schedulers.set_scheduler(pipeline, scheduler)
     source, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     log_signal = pipeline.scheduler.alphas_cumprod.log()
@@ -68,6 +74,21 @@ def test_a_denoiser_that_knows_the_source_gets_it_back_at_any_strength(scheduler
         errors.append(float((x - source).abs().max()))
     assert max(errors) < 1e-3 or scheduler == "pndm"
     assert errors[-1] > 0.1 or scheduler != "pndm"  # which is why find_sources refuses it
+
+
+@pytest.mark.parametrize("scheduler", sorted(schedulers.FLOW_SCHEDULERS))
+def test_the_same_of_a_denoiser_that_predicts_a_flow(scheduler: str) -> None:
+    trained = DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    pipeline = SimpleNamespace(scheduler=trained)
+    schedulers.set_scheduler(pipeline, scheduler)
+    source, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    for strength in (1.0, 0.5, 0.2):
+        late = editing.LateSchedule(pipeline.scheduler, editing.steps_left_out(strength, 10))
+        late.set_timesteps(10)
+        x = late.add_noise(source, noise)
+        for t in late.timesteps:
+            x = late.step((x - source) / (t / 1000), t, x, return_dict=False)[0]
+        torch.testing.assert_close(x, source, atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize(("family", "kind", "scheduler"), [
