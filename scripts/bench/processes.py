@@ -54,7 +54,7 @@ def work(rank: int, world: int, options: argparse.Namespace, folder: Path, order
     job = Job(folder=options.pipeline, device=torch.device("cpu"), scheduler="dpm++", steps=options.steps, scale=2.5,
               batch=options.batch, precision="no")
     way = Tailfill(name=str(rank), job=job, rows=rows, interval=(0.2, 0.8), options={
-        "attention": "sdpa", "channels_last": False, "compiled": False, "decode_batch": DECODE_BATCH})
+        "attention": "sdpa", "channels_last": True, "compiled": False, "decode_batch": DECODE_BATCH})
     way.draw(rows[:options.batch], folder / "warm_up")
     mine = [rows[start:start + options.batch] for start in range(0, len(rows), options.batch)][rank::world]
     orders.send(None)

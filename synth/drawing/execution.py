@@ -1,7 +1,8 @@
 """How a pipeline's networks are executed: precision, layout, compiled regions, text projected once, decoding in chunks.
 
 Precision changes what comes out and is part of a run's identity; the rest changes an image by rounding only. Layout and
-compilation pay on some machines and cost on others: measure (``scripts/bench/generate.py``), then choose.
+compilation pay on some machines and cost on others: measure (``scripts/bench/generate.py``), then choose. Training is
+another matter: there channels last brought nothing (``NOTES.md``).
 """
 
 import functools
