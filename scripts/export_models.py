@@ -84,6 +84,14 @@ def in_words(numbers: Sequence[float]) -> str:
     return " and ".join(f"{number:,.0f}" for number in numbers)
 
 
+def forget_origin(folder: Path) -> None:
+    """Take the path that a pipeline was loaded from out of its files: it is one of this machine."""
+    for file in sorted(folder.rglob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
+
+
 def export_generator(first: Path, second: Path, target: Path) -> int:
     """Write the pipeline and its card; returns its size in bytes. Raises ``TailfillError`` above ``LIMIT_BYTES``.
 
@@ -96,6 +104,7 @@ def export_generator(first: Path, second: Path, target: Path) -> int:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
+    forget_origin(partial)
     size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     if size > LIMIT_BYTES:
         raise TailfillError(f"{partial}: {size:,} bytes; wanted: {LIMIT_BYTES:,} at most")
