@@ -107,17 +107,16 @@ def draw_in_turns(ways: list[Way], rows: list[Row], options: argparse.Namespace,
     """Seconds of every way in every round, after a batch of each that is not counted; its share of texts included."""
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     parts = [rows[number::options.rounds] for number in range(options.rounds)]
-    for number, part in enumerate([rows[:options.batch], *parts]):
+    for way in ways:
+        way.draw(rows[:way.batch], out / way.name)
+        way.meter.reset()
+    for number, part in enumerate(parts):
         for way in ways[number % len(ways):] + ways[:number % len(ways)]:
-            if number == 1:
-                way.meter.reset()
             reset_peak(way.meter.device)
             began = way.meter.now()
             way.draw(part, out / way.name)
-            took = way.meter.now() - began + way.text_seconds * len(part) / len(rows)
-            if number:
-                seconds[way.name].append(took)
-                way.meter.peak = max(way.meter.peak, peak_mebibytes(way.meter.device))
+            seconds[way.name].append(way.meter.now() - began + way.text_seconds * len(part) / len(rows))
+            way.meter.peak = max(way.meter.peak, peak_mebibytes(way.meter.device))
     return seconds
 
 

@@ -83,6 +83,8 @@ class Way(Protocol):
     """One way of drawing."""
 
     name: str
+    batch: int
+    """Images of a call."""
     meter: Meter
     text_seconds: float
 
@@ -140,6 +142,7 @@ class Tailfill:
     interval: tuple[float, float]
     options: dict[str, Any]
     """Of ``load_pipeline``: attention, channels_last, compiled, decode_batch."""
+    batch: int = field(init=False)
     meter: Meter = field(init=False)
     attention: str = field(init=False)
     text_seconds: float = field(init=False)
@@ -149,7 +152,7 @@ class Tailfill:
         job = self.job
         pipeline, self.attention = load_pipeline(job.folder, lora=None, scheduler=job.scheduler, device=job.device,
                                                  precision=job.precision, **self.options)
-        self.meter = Meter(device=job.device)
+        self.batch, self.meter = job.batch, Meter(device=job.device)
         self.meter.watch(pipeline)
         height, width = image_size(pipeline, None, None)
         began = self.meter.now()
@@ -165,6 +168,6 @@ class Tailfill:
         drawer = Drawer(rank=0, world_size=1, device=str(self.job.device), attention=self.attention)
         pad = bool(self.options["compiled"]) or self.job.device.type == "cuda"
         with BatchWriter(folder, threads=2, drawer=drawer) as writer:
-            for start in range(0, len(rows), self.job.batch):
-                writer.add(start, draw_rows(rows[start:start + self.job.batch], draw=self.sampler.draw,
-                                            micro_batch=self.job.batch, grey=True, pad=pad))
+            for start in range(0, len(rows), self.batch):
+                writer.add(start, draw_rows(rows[start:start + self.batch], draw=self.sampler.draw,
+                                            micro_batch=self.batch, grey=True, pad=pad))
