@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 
 from cohort.config import Run
@@ -31,15 +31,14 @@ LONGEST_WAIT = timedelta(hours=12)
 def start_accelerator(run: Run, folder: Path, precision: str) -> Accelerator:
     """An accelerator with the run's tracker writing below ``folder``; ``TailfillError`` if it cannot be had."""
     torch.set_num_threads(run.threads)
+    if precision == "fp16" and PartialState().device.type == "cpu":  # accelerate would train in float32 without a word
+        raise TailfillError("precision is 'fp16', which needs a GPU; wanted: no or bf16")
     try:
-        accelerator = Accelerator(
+        return Accelerator(
             mixed_precision=precision, log_with=None if run.tracker == "none" else run.tracker, project_dir=str(folder),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     except ValueError as error:
         raise TailfillError(f"tracker '{run.tracker}', precision '{precision}': {error}") from error
-    if precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would train in float32 without a word
-        raise TailfillError("precision is 'fp16', which needs a GPU; wanted: no or bf16")
-    return accelerator
 
 
 def check_precision(precision: str, *, key: str) -> None:

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_classify import LABELS, write_cohort, write_further, write_synthetic
+from tiny_classify import LABELS, write_cohort, write_further, write_reconstructed, write_synthetic
 
 from classify import arm as arm_module
 from classify.arm import ArmConfig, build_arm, count_slots, write_arm
@@ -31,6 +31,7 @@ def run(cohort):
     write_synthetic(folder, cohort, per_source=3)
     for role in ("oracle", "external"):
         write_further(folder, role)
+    write_reconstructed(folder, cohort)
     return Run(run=str(folder), n_seeds=3, threads=1)
 
 

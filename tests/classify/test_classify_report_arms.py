@@ -89,7 +89,7 @@ def test_controls_have_a_chapter_and_stand_in_no_result_table(evidence: Evidence
     (chapter,) = control_chapters(evidence)
     assert {row[2] for row in chapter.blocks[1].rows} == {"Infarction", "Pulmonary Embolism"}
     assert "any gain here would be an artefact" in chapter.words[0]
-    assert "none of 12 differences is significant" in files["report.html"]
+    assert "none of 16 differences is significant" in files["report.html"]
     assert "Control (no visible sign, so nothing to gain): Infarction" in files["report.html"]
 
 
