@@ -38,7 +38,7 @@ from synth.drawing.pipelines import owning_stage, resolve_pipeline, weights_hash
 from synth.drawing.weights import load_networks
 from synth.learning.fitting import HISTORY, Loop, Progress
 from synth.learning.fresh import build_pipeline
-from synth.learning.training_set import captions, sampling_weights, speakable, training_set
+from synth.learning.training_set import are_common, captions, speakable, training_set
 from synth.learning.tuning import FinetuneConfig, Trainer
 from synth.learning.validation import validated_labels
 
@@ -63,8 +63,7 @@ def check_images(config: FinetuneConfig, cohort: Cohort) -> None:
     if config.patience is not None and not validated_labels(val, cohort)[tail].to_numpy().any():
         raise TailfillError(f"finetune.patience is {config.patience}, but no validation image carries a finding of the "
                             f"tail ({', '.join(tail) or 'which is empty'}); wanted: null, or a cohort that has one")
-    weights = sampling_weights(train, cohort.labels, threshold=config.scarcity_threshold, cap=config.scarcity_cap)
-    if config.prior_weight and not (weights == 1).any():
+    if config.prior_weight and not are_common(train, cohort.labels, threshold=config.scarcity_threshold).any():
         raise TailfillError(f"finetune.prior_weight is {config.prior_weight}, but every training image carries a "
                             f"finding rarer than scarcity_threshold {config.scarcity_threshold}; wanted: 0, or a lower "
                             "threshold")

@@ -109,12 +109,11 @@ class Loop:
         self.timed.append(time.monotonic() - begun)
 
     def note(self, *, validates: bool) -> dict[str, float]:
-        """Add a row to the history and the tracker; return it. The losses are means over all processes."""
+        """Add a row to the history and the tracker; return it."""
         trainer, progress = self.trainer, self.progress
         row: dict[str, float] = {"step": trainer.step}
         if progress.losses:
-            loss = torch.tensor(sum(progress.losses) / len(progress.losses), device=trainer.accelerator.device)
-            row["loss"] = float(trainer.accelerator.reduce(loss, reduction="mean"))
+            row["loss"] = sum(progress.losses) / len(progress.losses)
         if self.timed:
             row["images_per_second"] = trainer.config.batch_size * len(self.timed) / sum(self.timed)
         progress.losses, self.timed = [], []

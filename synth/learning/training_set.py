@@ -35,6 +35,8 @@ class TrainingSet:
     """int64 (n, variants, 77)."""
     weights: np.ndarray
     """float64 (n,), 1 or more."""
+    common: np.ndarray
+    """bool (n,): images without a scarce finding."""
     blank: torch.Tensor
     """int64 (77,): the empty caption."""
     vae: Any
@@ -44,9 +46,9 @@ class TrainingSet:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scaled latents (n, c, h, w) float32 and tokens (n, 77) int64 of ``n`` images drawn by weight.
 
-        ``common``: only images without a scarce finding (weight 1), all of them equally often.
+        ``common``: only images without a scarce finding, all of them equally often.
         """
-        weights = (self.weights == 1).astype(np.float64) if common else self.weights
+        weights = self.common.astype(np.float64) if common else self.weights
         chosen = torch.multinomial(torch.from_numpy(weights), n, replacement=True, generator=generator)
         variant = torch.randint(self.tokens.shape[1], (n,), generator=generator)
         tokens = self.tokens[chosen, variant].clone()
@@ -75,6 +77,7 @@ def training_set(trainer: Any, cohort: Cohort, run: Run, folder: Path, *, split:
     weights = sampling_weights(frame, cohort.labels, threshold=config.scarcity_threshold, cap=config.scarcity_cap)
     tokens = tokens.view(len(frame), N_VARIANTS, -1)
     return TrainingSet(frame=frame, moments=np.load(kept, mmap_mode="r"), tokens=tokens, weights=weights,
+                       common=are_common(frame, cohort.labels, threshold=config.scarcity_threshold),
                        blank=tokenise(pipeline.tokenizer, [""])[0], vae=pipeline.vae)
 
 
@@ -122,3 +125,8 @@ def sampling_weights(frame: pd.DataFrame, labels: Sequence[str], *, threshold: f
     present = frame[list(labels)].eq(1).fillna(False).to_numpy(dtype=np.float64)
     frequency = np.maximum(present.mean(axis=0), 1 / max(1, len(frame)))
     return np.clip((present * np.sqrt(threshold / frequency)).max(axis=1, initial=1.0), 1.0, cap)
+
+
+def are_common(frame: pd.DataFrame, labels: Sequence[str], *, threshold: float) -> np.ndarray:
+    """Which images carry no finding rarer than ``threshold``, bool (n,); whatever the cap of their weights."""
+    return sampling_weights(frame, labels, threshold=threshold, cap=np.inf) == 1

@@ -178,8 +178,12 @@ class Trainer:
         return Batch(clean=clean, noise=noise, timesteps=timesteps, tokens=tokens)
 
     def train_step(self, data: TrainingSet) -> float:
-        """One optimiser step; returns the mean loss of this process's share, its prior's included."""
-        config, accelerator, total = self.config, self.accelerator, 0.0
+        """One optimiser step; returns the batch's mean loss, over all processes, the prior's included.
+
+        Raises ``TailfillError``, in every process, when it is not finite.
+        """
+        config, accelerator = self.config, self.accelerator
+        total = torch.zeros((), device=accelerator.device)
         self.optimiser.param_groups[0]["lr"] = self.learning_rate()
         batch = self.draw(data)
         for number in range(config.gradient_accumulation):
@@ -193,11 +197,12 @@ class Trainer:
                                             prior=self.prior)
                 loss = losses.sum() / (self.share * config.gradient_accumulation)
                 accelerator.backward(loss)
-            total += loss.item()
+            total += loss.detach()
         accelerator.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.ema.step(self.parameters)
         self.step += 1
-        check_finite(total, step=self.step, stage="finetune")
-        return total
+        mean = float(accelerator.reduce(total, reduction="mean"))
+        check_finite(mean, step=self.step, stage="finetune")
+        return mean

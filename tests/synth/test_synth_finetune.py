@@ -24,7 +24,7 @@ from synth.finetune import finish, load_pipeline
 from synth.learning.denoiser import encode_moments, sample_latents, target_and_weight
 from synth.learning.fitting import Progress
 from synth.learning.fresh import FreshConfig, build_pipeline, train_tokenizer
-from synth.learning.training_set import TrainingSet, captions, sampling_weights, speakable, tokenise
+from synth.learning.training_set import TrainingSet, are_common, captions, sampling_weights, speakable, tokenise
 from synth.learning.tuning import FinetuneConfig, Trainer
 from synth.learning.validation import choose_images
 
@@ -37,8 +37,8 @@ def training_set(pipeline: StableDiffusionPipeline) -> TrainingSet:
     images = np.random.default_rng(0).integers(0, 256, (8, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)
     tokens = tokenise(pipeline.tokenizer, TEXTS * 8).view(8, 2, -1)
     return TrainingSet(frame=pd.DataFrame(index=range(8)), moments=encode_moments(pipeline.vae, images),
-                       tokens=tokens, weights=np.ones(8), blank=tokenise(pipeline.tokenizer, [""])[0],
-                       vae=pipeline.vae)
+                       tokens=tokens, weights=np.ones(8), common=np.ones(8, bool),
+                       blank=tokenise(pipeline.tokenizer, [""])[0], vae=pipeline.vae)
 
 
 def trained(config: FinetuneConfig, steps: int) -> Trainer:
@@ -104,6 +104,7 @@ def test_sampling_weights_are_repeat_factors_with_a_cap() -> None:
     assert weights[0] == pytest.approx(2.0)
     assert sampling_weights(frame, list(frame), threshold=0.05, cap=9.0)[0] == pytest.approx(np.sqrt(0.05 / 0.01))
     assert np.all(weights[1:] == 1)
+    assert are_common(frame, list(frame), threshold=0.05).tolist() == [False] + [True] * 99
 
 
 def test_captions_name_every_known_finding_in_every_variant() -> None:
@@ -179,6 +180,18 @@ def test_only_what_should_learn_learns(mode: str, train_text_encoder: bool) -> N
     assert share < 0.2 if mode == "lora" else share >= 0.99
 
 
+@pytest.mark.parametrize("elsewhere", [7.0, float("nan")])
+def test_the_loss_is_that_of_all_processes_and_so_is_its_refusal(elsewhere: float) -> None:
+    trainer = trained(replace(CONFIG, pipeline="a folder", gradient_accumulation=2), 0)
+    own = trained(trainer.config, 0).train_step(training_set(trainer.pipeline))
+    trainer.accelerator.reduce = lambda loss, reduction: (loss + elsewhere) / 2
+    if np.isfinite(elsewhere):
+        assert trainer.train_step(training_set(trainer.pipeline)) == pytest.approx((own + elsewhere) / 2)
+    else:
+        with pytest.raises(TailfillError, match="the loss is nan at step 1"):
+            trainer.train_step(training_set(trainer.pipeline))
+
+
 def test_training_lowers_the_loss() -> None:
     config = replace(CONFIG, pipeline="a folder", caption_dropout=0.0, batch_size=16)
     trainer = trained(config, 0)
@@ -190,11 +203,11 @@ def test_training_lowers_the_loss() -> None:
     assert trainer.train_step(data) < 0.9 * first
 
 
-def test_rare_images_come_first_in_validation() -> None:
-    present = np.zeros((10, 2), dtype=bool)
-    present[:6, 0], present[9, 1] = True, True
-    assert choose_images(present, 1).tolist() == [9]
-    assert choose_images(present, 99).tolist() == list(range(10))
+def test_every_label_has_its_share_of_the_validation() -> None:
+    present = np.random.default_rng(0).random((400, 4)) < [0.6, 0.2, 0.2, 0.01]
+    assert np.all(present[choose_images(present, 40)].sum(axis=0) >= np.minimum(present.sum(axis=0), 40 // 4))
+    assert choose_images(present, 999).tolist() == list(range(400))
+    assert choose_images(present[:, :0], 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("bad", [

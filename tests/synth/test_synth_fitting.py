@@ -38,9 +38,6 @@ class Accelerator:
 
     is_main_process, device, over = True, torch.device("cpu"), False
 
-    def reduce(self, value: torch.Tensor, reduction: str) -> torch.Tensor:
-        return value
-
     def log(self, values: dict, step: int) -> None:
         assert "step" not in values
 
@@ -172,11 +169,12 @@ def test_patience_without_a_tail_to_validate_is_refused(tmp_path: Path) -> None:
                      cohort_of([("train", 0, 1), ("train", 1, 0), ("val", 1, 0)], tmp_path))
 
 
-def test_validated_images_are_those_with_the_rarest_labels(tmp_path: Path) -> None:
-    rows = [("val", 1, 0)] * 300 + [("val", 0, 1)]
-    carried = validated_labels(cohort_of(rows, tmp_path).frame, cohort_of(rows, tmp_path))
-    assert len(carried) == 256
-    assert carried.loc[300].tolist() == [False, True]
+def test_a_limited_validation_leaves_out_neither_the_rare_nor_the_common_alone(tmp_path: Path) -> None:
+    cohort = cohort_of([("val", 1, 0), ("val", 1, 1)] * 600, tmp_path)
+    carried = validated_labels(cohort.frame, cohort)
+    assert len(carried) == validation.MAX_IMAGES
+    assert (carried["Effusion"] & ~carried["Hernia"]).sum() > 100
+    assert carried["Hernia"].sum() > 200
 
 
 @pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "PixArtSigmaPipeline", "StableDiffusionInpaintPipeline"])

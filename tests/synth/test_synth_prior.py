@@ -26,7 +26,7 @@ def two_kinds(pipeline: StableDiffusionPipeline, *, tail_weight: float) -> Train
     means = np.stack([one] * 4 + [-one] * 4) / pipeline.vae.config.scaling_factor
     tokens = tokenise(pipeline.tokenizer, ["effusion"] * 4 + ["hernia"] * 4).view(8, 1, -1)
     return TrainingSet(frame=pd.DataFrame(index=range(8)), moments=np.stack([means, np.zeros_like(means)], axis=1),
-                       tokens=tokens, weights=np.repeat([1.0, tail_weight], 4),
+                       tokens=tokens, weights=np.repeat([1.0, tail_weight], 4), common=np.repeat([True, False], 4),
                        blank=tokenise(pipeline.tokenizer, [""])[0], vae=pipeline.vae)
 
 
@@ -104,8 +104,9 @@ def test_at_the_start_only_the_weighted_half_has_a_loss(knows_the_head: StableDi
     torch.testing.assert_close(losses[CONFIG.batch_size:], torch.zeros(CONFIG.batch_size), atol=1e-9, rtol=0)
 
 
-def test_its_images_are_the_common_ones(knows_the_head: StableDiffusionPipeline) -> None:
-    data = two_kinds(knows_the_head, tail_weight=5.0)
+@pytest.mark.parametrize("tail_weight", [5.0, 1.0])  # the latter is scarcity_cap 1
+def test_its_images_are_the_common_ones(tail_weight: float, knows_the_head: StableDiffusionPipeline) -> None:
+    data = two_kinds(knows_the_head, tail_weight=tail_weight)
     latents, _ = data.draw(4000, torch.Generator().manual_seed(0), dropout=0.0, common=True)
     one = torch.from_numpy(data.moments[0, 0]) * data.vae.config.scaling_factor
     torch.testing.assert_close(latents, one.expand_as(latents))
