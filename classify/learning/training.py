@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from cohort.config import Run
@@ -31,7 +31,7 @@ LONGEST_WAIT = timedelta(hours=12)
 def start_accelerator(run: Run, folder: Path, precision: str) -> Accelerator:
     """An accelerator with the run's tracker writing below ``folder``; ``TailfillError`` if it cannot be had."""
     torch.set_num_threads(run.threads)
-    if precision == "fp16" and PartialState().device.type == "cpu":  # accelerate would train in float32 without a word
+    if precision == "fp16" and not torch.accelerator.is_available():  # accelerate would train in float32 in silence
         raise TailfillError("precision is 'fp16', which needs a GPU; wanted: no or bf16")
     try:
         return Accelerator(
