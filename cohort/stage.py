@@ -86,32 +86,29 @@ class Stage:
     def is_complete(self) -> bool:
         """True when this very work is done, False when it has to be done or continued.
 
-        Raises ``TailfillError`` when the folder holds something else.
+        Raises ``TailfillError`` when the folder holds something else. A note of other settings alone is nothing: what
+        begins with a mistake can be begun again without it.
         """
-        for name, complete in ((STAMP, True), (BEGUN, False)):
-            file = self.folder / name
-            if file.is_file():
-                found = read_stamp_file(file)
-                if found["fingerprint"] != self.fingerprint:
-                    raise TailfillError(
-                        f"{self.folder}: was made from other settings: {self._difference(found)}; "
-                        "give another run folder, or move this one away"
-                    )
-                return complete
-        if self.folder.is_dir() and any(file.suffix != PARTIAL for file in self.folder.iterdir()):
+        complete = self._find_stamp()
+        if complete is None and self._holds_work():
             raise TailfillError(f"{self.folder}: is not empty and holds no stamp of stage '{self.name}'; "
                                 "give another folder, or move this one away")
-        return False
+        return bool(complete)
 
     def begin(self) -> None:
         """Lock the folder for this process, clear the half files of a killed one, and note what is being made.
 
-        Raises ``TailfillError`` when another process is at work in it, or has completed it in the meantime.
+        Raises ``TailfillError`` when another process is at work in it, or has completed it in the meantime, or has made
+        something else of it.
         """
         hold(self.folder)
-        if (self.folder / STAMP).is_file() and not self.was_complete:
+        try:
+            if self._find_stamp() and not self.was_complete:
+                raise TailfillError(f"{self.folder}: another process has just completed this stage; nothing is left to "
+                                    "do")
+        except TailfillError:
             let_go(self.folder)
-            raise TailfillError(f"{self.folder}: another process has just completed this stage; nothing is left to do")
+            raise
         for half in self.folder.glob(f".*{PARTIAL}"):
             half.unlink()
         write_atomically(self.folder / BEGUN, _json({"stage": self.name, "fingerprint": self.fingerprint,
@@ -142,6 +139,24 @@ class Stage:
         state = "complete, nothing to do" if self.is_complete() else "to do"
         return json.dumps({"stage": self.name, "folder": str(self.folder), "state": state, "inputs": inputs,
                            "config": self.config, **rows}, indent=2, default=str)
+
+    def _find_stamp(self) -> bool | None:
+        """True for this very work's stamp, False for its note that it has begun, None where neither stands."""
+        for name, complete in ((STAMP, True), (BEGUN, False)):
+            file = self.folder / name
+            if file.is_file():
+                found = read_stamp_file(file)
+                if found["fingerprint"] == self.fingerprint:
+                    return complete
+                if complete or self._holds_work():
+                    raise TailfillError(f"{self.folder}: was made from other settings: {self._difference(found)}; "
+                                        "give another run folder, or move this one away")
+        return None
+
+    def _holds_work(self) -> bool:
+        """Whether there is more in the folder than the note that something has begun, and half files of a kill."""
+        return self.folder.is_dir() and any(file.suffix != PARTIAL and file.name != BEGUN
+                                            for file in self.folder.iterdir())
 
     def _difference(self, found: dict[str, Any]) -> str:
         """Name the first settings and inputs that differ."""

@@ -51,7 +51,7 @@ from synth.drawing.pipelines import (
     weights_hash,
 )
 from synth.drawing.planned import asked_texts, batches_left, read_plan, rows_by_batch
-from synth.drawing.sampling import Row, Sampler, Settings, draw_rows, image_size
+from synth.drawing.sampling import NOT_FINITE, Row, Sampler, Settings, draw_rows, image_size
 from synth.drawing.texts import check_texts, encode_texts
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class GenerateConfig:
     width: int | None = None
     """Image width in px, as height."""
     micro_batch: int | None = None
-    """Images per call, 1 or more; default: the plan's logical batch. Halved when memory runs out."""
+    """Images per call, 1 or more; default, and at most: the plan's logical batch. Halved when memory runs out."""
     precision: str = "no"
     """Of the denoiser: no (float32), bf16 or fp16. Latents, text encoder and decoder stay float32."""
     attention: str = "auto"
@@ -103,7 +103,6 @@ class GenerateConfig:
     """Threads that encode and write PNGs, 1 or more."""
     limit: int | None = None
     """Only the first rows of the plan, for trying; 1 or more; default: all."""
-
 
     def __post_init__(self) -> None:
         """Raise ``TailfillError`` for the first value out of range."""
@@ -176,7 +175,8 @@ def draw_batches(accelerator: Accelerator, sampler: Sampler, mine: list[tuple[in
                  config: GenerateConfig) -> None:
     """Draw and write this rank's batches.
 
-    Raises ``TailfillError`` when every image of the first batch fails: then the settings are wrong, not an image.
+    Raises ``TailfillError`` when every image of a batch fails: then the settings or the machine are wrong, not an
+    image. Images that are not finite say so in the first batch only: later they are errors of their own.
     """
     world, total = accelerator.num_processes, sum(len(rows) for _, rows in mine)
     bar = tqdm(total=total, unit="image", desc="generate" + (f" (1 of {world} ranks)" if world > 1 else ""),
@@ -187,8 +187,10 @@ def draw_batches(accelerator: Accelerator, sampler: Sampler, mine: list[tuple[in
             drawn = draw_rows(rows, draw=sampler.draw, micro_batch=config.micro_batch or len(rows), grey=config.grey,
                               pad=fixed_shapes)
             failed = [image for image in drawn if image.error is not None]
-            if number == 0 and len(failed) == len(rows) > 1:
-                raise TailfillError(f"all {len(rows)} images of batch {batch} failed: {failed[0].error}")
+            fatal = failed if number == 0 else [image for image in failed if image.error != NOT_FINITE]
+            if len(fatal) == len(rows) > 1:
+                raise TailfillError(f"all {len(rows)} images of batch {batch} failed: {failed[0].error}; what was made "
+                                    "before is kept")
             for image in failed:
                 log.warning("generate: %s failed: %s", image.sample_id, image.error)
             writer.add(batch, drawn)
@@ -217,7 +219,8 @@ def draw_share(accelerator: Accelerator, work: Work, config: GenerateConfig, bat
 def generate(accelerator: Accelerator, work: Work, options: Options) -> None:
     """Draw what is left to do, on every rank, and assemble the tables on the main one."""
     largest = int(work.plan["batch"].value_counts().max())
-    config: GenerateConfig = replace(options.section, micro_batch=options.section.micro_batch or largest)
+    # no more than a logical batch has: a device that wants fixed shapes would fill the call with repeats
+    config: GenerateConfig = replace(options.section, micro_batch=min(options.section.micro_batch or largest, largest))
     began, left = time.monotonic(), batches_left(work.plan, work.stage.folder)
     accelerator.wait_for_everyone()  # important: nobody may write a part before all ranks have listed them
     draw_share(accelerator, work, config, left[accelerator.process_index::accelerator.num_processes])
@@ -275,7 +278,7 @@ def main() -> None:
             estimated_time="unknown before the first batch", **work.extra,
         ) + "\n")
         return
-    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=6))
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(days=7))  # of ranks that are done for slower ones
     accelerator = Accelerator(kwargs_handlers=[patience])
     work_to_do = begin(accelerator, options)
     if work_to_do is None:

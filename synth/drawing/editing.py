@@ -34,7 +34,7 @@ def find_sources(plan: pd.DataFrame, cohort: Cohort, *, num_inference_steps: int
     Raises ``TailfillError`` for a source that is no train image of the cohort, or whose file is missing; for a strength
     that leaves no step to run; and for a scheduler that cannot begin late.
     """
-    rows = plan[plan["init_image_id"].notna()]
+    rows = plan[plan["init_image_id"].notna() | plan["strength"].notna()]
     train = cohort.split("train").set_index("image_id", drop=False)
     for sample_id, source, strength in zip(rows["sample_id"], rows["init_image_id"], rows["strength"], strict=True):
         where = f"plan, sample_id {sample_id}"

@@ -99,11 +99,15 @@ def decode_in_chunks(vae: Any, size: int) -> None:
     """Make an autoencoder decode at most ``size`` images at a time, so that memory does not grow with the batch.
 
     A decoder holds the image's full resolution in many channels: it needs far more memory per image than a denoiser.
-    ``vae.decode`` then returns a tuple, as pipelines ask of it (``return_dict=False``).
+    ``vae.decode`` then returns a tuple, as pipelines ask of it (``return_dict=False``), and raises ``MemoryError`` when
+    memory runs out: Sana's pipeline keeps torch's own error to itself and trips over the missing image.
     """
     decode_all = vae.decode
 
     def decode(z: torch.Tensor, *, return_dict: bool = False, **options: Any) -> tuple[torch.Tensor]:
-        return (torch.cat([decode_all(part, return_dict=False, **options)[0] for part in z.split(size)]),)
+        try:
+            return (torch.cat([decode_all(part, return_dict=False, **options)[0] for part in z.split(size)]),)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
 
     vae.decode = decode

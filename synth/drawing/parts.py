@@ -92,7 +92,7 @@ def write_part(folder: Path, batch: int, rows: Sequence[dict[str, Any]]) -> None
 
 
 class BatchWriter:
-    """Writes batches in the order of their arrival; leave its context to wait for the last ones.
+    """Writes batches in the order of their arrival; leave its context to wait for the last ones, after errors too.
 
     Raises ``TailfillError`` when the disk is full or the folder cannot be written; what was finished stays.
     """
@@ -108,8 +108,11 @@ class BatchWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         try:
-            while self.pending and kind is None:
+            while self.pending:
                 self._finish_oldest()
+        except TailfillError:
+            if kind is None:  # else the error that came first is the one to tell
+                raise
         finally:
             self.pool.shutdown(cancel_futures=True)
 

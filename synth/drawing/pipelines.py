@@ -18,9 +18,10 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from safetensors import safe_open
 
 from cohort.errors import TailfillError, nearest
-from cohort.pipeline import STAMP
+from cohort.pipeline import read_stamp
 from cohort.stage import hash_bytes, hash_file
 from synth.drawing.attention import ATTENTION, set_attention
 from synth.drawing.execution import PRECISIONS, compile_regions, decode_in_chunks, reduce_precision, remember_text
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 DECODE_BATCH = 4
 """Images decoded at a time; chosen because 16 at once take 1.3 to 1.6 times as long on a CPU (128 px, caches), and 4 of
 512 px fill a GPU."""
+LORA_MATRICES = (".down.weight", ".up.weight", "lora_down.weight", "lora_up.weight", "lora_A.weight", "lora_B.weight")
+"""Endings of the names of LoRA's two matrices, in the formats of diffusers, kohya and peft."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -99,8 +102,15 @@ def weights_hash(folder: Path) -> str:
 
 
 def owning_stage(path: Path) -> Path | None:
-    """The folder of the stage that ``path`` is an output of (itself or one of two parents), None if there is none."""
-    return next((place for place in (path, *path.parents[:2]) if (place / STAMP).is_file()), None)
+    """The folder of the stage that ``path`` is an output of (itself or one of two parents), None if there is none.
+
+    What merely lies in a stage's folder is not its: nobody knows whose images it has seen.
+    """
+    for place in (path, *path.parents[:2]):
+        stamp = read_stamp(place)
+        if stamp is not None and (place == path or path.relative_to(place).parts[0] in stamp.get("outputs", {})):
+            return place
+    return None
 
 
 def resolve_lora(source: str) -> Path:
@@ -154,7 +164,7 @@ def load_pipeline(
     pipeline.to(device)
     reduce_precision(model.eval(), dtype)
     taken = set_attention(model, attention, device=device, dtype=dtype, masked=family.masked)
-    if not compiled:
+    if not compiled and hasattr(pipeline, "unet"):
         remember_text(model)
     for network in (model, pipeline.vae):
         if channels_last:
@@ -174,10 +184,19 @@ def denoiser(pipeline: Any) -> Any:
 
 
 def _merge_lora(pipeline: Any, lora: Path) -> None:
+    """Merge LoRA weights; diffusers only warns of those that have no place, and draws without them."""
     if not hasattr(pipeline, "load_lora_weights"):
         raise TailfillError(f"generate.lora: {type(pipeline).__name__} takes no LoRA weights")
     try:
+        with safe_open(lora, framework="pt") as weights:
+            names: list[str] = weights.keys()
+        wanted = sum(name.endswith(LORA_MATRICES) for name in names)
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name, use_safetensors=True)
+        networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        found = sum("lora_A." in name or "lora_B." in name for part in networks for name, _ in part.named_parameters())
+        if found < wanted:
+            raise TailfillError(f"{lora}: {wanted - found} of its {wanted} matrices have no place in this "
+                                f"{type(pipeline).__name__}; wanted: LoRA weights that were trained on such a one")
         pipeline.fuse_lora()
         pipeline.unload_lora_weights()
     except LOAD_ERRORS as error:

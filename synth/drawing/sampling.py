@@ -8,6 +8,7 @@ The pipeline's own ``__call__`` does the sampling. What is added around it:
 - **Sources.** A row may start from a real image (``editing``); rows that run another part of the schedule never share
   a call.
 - **Faults.** Out of memory halves the micro-batch; an image that comes out as NaN, or fails alone, is a recorded error.
+  A device that itself has failed ends the run: its faults are no image's.
 
 Bit-equal images are promised for equal micro-batches and CPU threads on one device type, not across those: float sums
 change their order.
@@ -40,6 +41,10 @@ class Row:
     """The real image that it starts from; None: from noise."""
     strength: float | None = None
     """Share of the schedule that it then goes through, above 0 to 1."""
+
+
+NOT_FINITE = "not finite: NaN or infinity in the image"
+"""The error of an image that was drawn and is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +133,11 @@ class Sampler:
 
     def _plan_guidance(self) -> tuple[int, int]:
         scheduler = self.pipeline.scheduler
-        scheduler.set_timesteps(self.settings.num_inference_steps)
+        try:
+            scheduler.set_timesteps(self.settings.num_inference_steps)
+        except ValueError as error:
+            raise TailfillError(f"generate.num_inference_steps is {self.settings.num_inference_steps}, which "
+                                f"{type(scheduler).__name__} refuses: {error}") from error
         n_steps = len(scheduler.timesteps)  # more than num_inference_steps for schedulers of second order
         start, stop = guided_steps(self.settings.guidance_interval, n_steps)
         distilled = getattr(denoiser(self.pipeline).config, "time_cond_proj_dim", None) is not None
@@ -155,7 +164,7 @@ def draw_rows(rows: Sequence[Row], *, draw: Callable[[Sequence[Row]], torch.Tens
     With ``pad``, every call gets ``micro_batch`` rows, the last one repeated and its repeats dropped: compiled networks
     and GPUs choose their kernels by shape. When ``draw`` runs out of memory the micro-batch is halved; when it raises
     anything else of its own, its rows are drawn one by one, so that only the culprit is lost. Ids, seeds and initial
-    noise stay.
+    noise stay. Raises ``TailfillError`` when the device itself has failed, since all that is drawn after it would too.
     """
     done: dict[str, Drawn] = {}
     for strength in dict.fromkeys(row.strength for row in rows):
@@ -178,6 +187,9 @@ def _draw_micro_batch(rows: Sequence[Row], *, draw: Callable[[Sequence[Row]], to
     except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         out_of_memory = is_out_of_memory(error)
+        if isinstance(error, torch.AcceleratorError) and not out_of_memory:
+            raise TailfillError(f"the device has failed: {failure}; what was made is kept, so give the same command "
+                                "again") from error
     # important: outside of the except clause, where the failed call's tensors are no longer held by its traceback
     if failure is not None and called > 1:
         smaller = (called + 1) // 2 if out_of_memory else 1
@@ -190,7 +202,7 @@ def _draw_micro_batch(rows: Sequence[Row], *, draw: Callable[[Sequence[Row]], to
     return [
         Drawn(sample_id=row.sample_id, pixels=to_pixels(image, grey=grey), error=None, **shared)
         if bool(torch.isfinite(image).all()) else
-        Drawn(sample_id=row.sample_id, pixels=None, error="not finite: NaN or infinity in the image", **shared)
+        Drawn(sample_id=row.sample_id, pixels=None, error=NOT_FINITE, **shared)
         for row, image in zip(rows, images, strict=True)
     ]
 

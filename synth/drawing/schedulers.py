@@ -21,7 +21,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "lcm": ("LCMScheduler", {}),
+    "lcm": ("LCMScheduler", {"clip_sample": False}),
 }
 """Name to diffusers class and what is set on top of the checkpoint's own scheduler config."""
 

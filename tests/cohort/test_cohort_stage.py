@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cohort.errors import TailfillError
+from cohort.lock import let_go
 from cohort.stage import BEGUN, STAMP, Stage, hash_file, hash_folder, read_stamp, require, verify, write_atomically
 
 
@@ -44,10 +45,29 @@ def test_complete_only_after_finish(tmp_path: Path) -> None:
 def test_other_settings_are_refused_and_named(tmp_path: Path, change: dict, told: str, complete: bool) -> None:
     first = stage_of(tmp_path / "plan")
     finish(first) if complete else first.begin()
+    write_atomically(first.folder / "half_of_the_work.bin", b"1")
     before = hash_folder(first.folder)
     with pytest.raises(TailfillError, match=told):
         stage_of(tmp_path / "plan", **change).is_complete()
     assert hash_folder(first.folder) == before
+
+
+def test_settings_that_made_nothing_yet_are_no_reason_to_refuse_others(tmp_path: Path) -> None:
+    stage_of(tmp_path / "plan", total=-1).begin()
+    stage = stage_of(tmp_path / "plan")
+    assert not stage.is_complete()
+    assert finish(stage).is_complete()
+
+
+def test_what_another_process_made_since_the_check_is_not_taken_over(tmp_path: Path) -> None:
+    late, first = stage_of(tmp_path / "plan"), stage_of(tmp_path / "plan", total=20)
+    assert not late.is_complete()
+    first.begin()
+    write_atomically(first.folder / "half_of_the_work.bin", b"1")
+    let_go(first.folder)  # what a kill does
+    with pytest.raises(TailfillError, match="total was 20, now 10"):
+        late.begin()
+    first.begin()  # the lock was given back
 
 
 def test_a_changed_input_is_named(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def test_generate_draws_them_and_leaves_the_others_as_they_were(
 
 @pytest.mark.parametrize(("plan", "section", "message"), [
     (conditioned(source="b"), {}, r"starts from 'b', which is no train image"),
+    (conditioned(source=None), {}, r"starts from 'nan', which is no train image"),
     (conditioned(source="c"), {}, r"starts from 'c', which is no train image"),
     (conditioned(), {}, r"a\.png: no such image file, and rows of the plan start from it"),
     (conditioned(strength=0.2), {}, r"strength is 0.2; wanted: above 0, to 1, and enough for one of the 3 steps"),

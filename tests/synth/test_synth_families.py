@@ -17,7 +17,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from cohort.errors import TailfillError
-from synth.drawing import guidance, pipelines, sampling, schedulers, texts
+from synth.drawing import execution, guidance, pipelines, sampling, schedulers, texts
 
 NAMES = list(tiny_families.FAMILIES)
 UNETS = ["sd1", "sd2", "sdxl"]
@@ -116,6 +116,47 @@ def test_each_text_is_encoded_once_and_alone_and_the_encoders_are_freed(name: st
     assert {len(value) for embedding in encoded.prompts.values() for value in embedding.values()} == {1}
     gc.collect()
     assert not any(weight() is not None for weight in weights)  # no memory is held
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_that_runs_out_while_decoding_halves_the_micro_batch(saved: Callable[[str], Path], name: str) -> None:
+    pipeline, sizes = load(saved(name)), []
+
+    def decode(z: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        sizes.append(len(z))
+        if len(z) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (torch.zeros(1, 3, 32, 32),)
+
+    pipeline.vae.decode = decode
+    execution.decode_in_chunks(pipeline.vae, 4)
+    drawn = sampling.draw_rows(ROWS, draw=sampler(pipeline).draw, micro_batch=2, grey=True)
+    assert sizes == [2, 1, 1]
+    assert [(image.error, image.micro_batch) for image in drawn] == [(None, 1)] * 2
+
+
+@pytest.mark.parametrize("name", ["pixart-alpha", "pixart-sigma", "sana"])
+def test_no_text_is_held_by_a_transformer_that_makes_it_anew_in_each_step(
+    saved: Callable[[str], Path], name: str
+) -> None:
+    model = pipelines.denoiser(load(saved(name)))
+    cross = [module for module in model.modules() if getattr(module, "is_cross_attention", False)]
+    assert cross
+    assert not any("forward" in vars(module.to_k) for module in cross)
+
+
+@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_unet_projects_its_text_once_in_any_precision(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, precision: str
+) -> None:
+    drawing, linear, calls = sampler(load(saved(name), precision=precision)), torch.nn.functional.linear, []
+    projection = next(module for module in drawing.pipeline.unet.modules()
+                      if getattr(module, "is_cross_attention", False)).to_k
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight, *bias: (
+        calls.append(weight is projection.weight), linear(x, weight, *bias))[1])
+    drawing.draw(ROWS)
+    assert sum(calls) == 1  # of four steps
 
 
 def test_sana_is_instructed_for_prompts_only() -> None:

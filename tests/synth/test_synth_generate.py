@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -187,17 +188,45 @@ def test_nan_is_a_recorded_row_and_its_neighbours_are_unharmed(
     pd.testing.assert_frame_equal(frame[others], whole[others])
 
 
-def test_whole_first_batch_failing_stops_the_run(
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_whole_batch_failing_stops_the_run_and_keeps_those_before(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    draw = sampling.Sampler.draw
+
+    def breaking(self: sampling.Sampler, rows: Sequence[sampling.Row]) -> torch.Tensor:
+        if rows[0].seed >= 1000 + 4 * batch:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+        return draw(self, rows)
+
+    monkeypatch.setattr(sampling.Sampler, "draw", breaking)
+    config = make_run()
+    with pytest.raises(TailfillError, match=f"all 4 images of batch {batch} failed: RuntimeError: mat1 and mat2"):
+        run_here(config, monkeypatch)
+    assert parts.finished_batches(images_folder(config)) == set(range(batch))
+
+
+def test_a_mistake_that_made_nothing_can_be_mended_in_the_same_folder(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: sampling.Sampler, rows: Sequence[sampling.Row]) -> torch.Tensor:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    config = make_run(limit=1)
+    with pytest.raises(TailfillError, match="multiples of 8"):
+        run_here(config, monkeypatch, "--generate.height", "20")
+    assert run_here(config, monkeypatch)["status"].tolist() == ["ok"]
 
-    monkeypatch.setattr(sampling.Sampler, "draw", broken)
-    config = make_run()
-    with pytest.raises(TailfillError, match="all 4 images of batch 0 failed: RuntimeError: mat1 and mat2"):
-        run_here(config, monkeypatch)
-    assert not parts.finished_batches(images_folder(config))
+
+def test_a_micro_batch_larger_than_the_plans_batches_is_that_of_the_plan(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, draw_rows = [], generate.draw_rows
+
+    def seen(rows: Sequence[sampling.Row], *, micro_batch: int, **options: Any) -> list[sampling.Drawn]:
+        sizes.append(micro_batch)
+        return draw_rows(rows, micro_batch=micro_batch, **options)
+
+    monkeypatch.setattr(generate, "draw_rows", seen)
+    run_here(make_run(micro_batch=64, limit=5), monkeypatch)
+    assert sizes == [4, 4]
 
 
 def test_dry_run_writes_nothing(

@@ -149,6 +149,16 @@ def test_external_pipeline_has_unknown_provenance_and_its_weights_count(
         run_here(config, monkeypatch)
 
 
+def test_what_merely_lies_in_a_stages_folder_is_not_its(
+    make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, saved: Path
+) -> None:
+    config = make_run(pipeline="one/generator/foreign", limit=1)
+    shutil.copytree(saved, config.with_suffix("") / "generator" / "foreign")
+    run_here(config, monkeypatch)
+    assert stamp_of(config)["extra"]["provenance"] == "unknown"
+    assert "generator" not in stamp_of(config)["inputs"]
+
+
 def test_lora_weights_count_in_the_fingerprint(
     make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save_file
 from tiny_pipeline import save_tiny_lora, save_tiny_pipeline, tiny_pipeline
 
 from cohort.errors import TailfillError
@@ -55,6 +56,15 @@ def test_one_bad_row_costs_one_image() -> None:
     assert [image.error for image in drawn] == [None, None, "RuntimeError: row 2 is bad", None]
 
 
+def test_a_device_that_has_failed_is_no_error_of_an_image() -> None:
+    def draw(rows: Sequence[sampling.Row]) -> torch.Tensor:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    for n in (1, 4):
+        with pytest.raises(TailfillError, match="the device has failed: AcceleratorError: CUDA error: an illegal"):
+            sampling.draw_rows(rows_of(n), draw=draw, micro_batch=4, grey=True)
+
+
 def sampler(saved: Path, *, scheduler: str = "ddim", precision: str = "no", lora: Path | None = None,
             interval: tuple[float, float] = (0.0, 1.0), scale: float = 4.0, steps: int = 6) -> sampling.Sampler:
     pipeline, _ = pipelines.load_pipeline(saved, lora=lora, scheduler=scheduler, precision=precision,
@@ -96,6 +106,11 @@ def test_every_scheduler_samples_and_does_not_depend_on_the_batch(saved: Path, s
     images = both.draw(TWO_ROWS)
     assert torch.isfinite(images).all()
     torch.testing.assert_close(images, torch.cat([both.draw([row]) for row in TWO_ROWS]), atol=2e-3, rtol=0)
+
+
+def test_steps_that_a_scheduler_refuses_are_named(saved: Path) -> None:
+    with pytest.raises(TailfillError, match="num_inference_steps is 60, which LCMScheduler refuses"):
+        sampler(saved, scheduler="lcm", steps=60)
 
 
 def test_scheduler_keeps_what_the_checkpoint_was_trained_with() -> None:
@@ -142,7 +157,14 @@ def test_lora_weights_are_merged_and_change_the_images(saved: Path, tmp_path: Pa
     merged = sampler(saved, lora=pipelines.resolve_lora(str(folder)))
     assert not any("lora" in name for name, _ in merged.pipeline.unet.named_parameters())
     assert (merged.draw(TWO_ROWS) - sampler(saved).draw(TWO_ROWS)).abs().max() > 1e-3
-    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"broken")
+    file = folder / "pytorch_lora_weights.safetensors"
+    weights = load_file(file)
+    for old, new in (("unet.", "transformer."), ("mid_block", "fifth_block")):
+        lost = sum(old in name for name in weights)
+        save_file({name.replace(old, new): value for name, value in weights.items()}, file)
+        with pytest.raises(TailfillError, match=rf"{lost} of its {len(weights)} matrices have no place in this Stable"):
+            sampler(saved, lora=pipelines.resolve_lora(str(folder)))
+    file.write_bytes(b"broken")
     with pytest.raises(TailfillError, match="does not load as LoRA weights"):
         sampler(saved, lora=pipelines.resolve_lora(str(folder)))
 
