@@ -17,10 +17,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from torture_world import write_cohort
 
 from cohort.provenance import write_patients
 from cohort.stage import Stage
-from cohort.tables import batches_schema, cohort_schema, images_schema, plan_schema, read_table, write_table
+from cohort.tables import batches_schema, images_schema, plan_schema, read_table, write_table
 from synth import generate
 
 LABELS = ["Hernia", "Effusion"]
@@ -38,21 +39,6 @@ def plan_frame(**changed: Any) -> pd.DataFrame:
         "Hernia": 1, "Effusion": 0, "view": "PA", "age": 50.0, "sex": "F", "charged_to": "Hernia",
         "label_source_id": None, "init_image_id": None, "strength": None, "seed": [1000 + i for i in range(N_ROWS)],
         "batch": [i // BATCH for i in range(N_ROWS)], "round": 0, **changed,
-    })
-
-
-def write_cohort(folder: Path) -> None:
-    """A cohort of three patients, one per split, without image files."""
-    stage = Stage("prepare", folder, config={}, inputs={})
-    stage.begin()
-    frame = pd.DataFrame({
-        "image_id": ["a", "b", "c"], "root": "r", "path": ["a.png", "b.png", "c.png"], "patient_id": ["1", "2", "3"],
-        "study_id": None, "view": "PA", "age": 50.0, "sex": "F", "split": ["train", "val", "test"],
-        "Hernia": [1, 0, 1], "Effusion": [0, 1, 1],
-    })
-    write_table(frame, folder / "cohort.parquet", cohort_schema(LABELS))
-    stage.finish(outputs=["cohort.parquet"], counts={"images": 3}, extra={
-        "labels": LABELS, "groups": {"Hernia": "tail", "Effusion": "head"}, "roots": {"r": str(folder)}, "salt": "s",
     })
 
 
