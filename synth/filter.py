@@ -46,8 +46,8 @@ from cohort.tables import (
     write_table,
 )
 from synth.judging.critic import FIRST_SEED, critic_folders, load_critic
-from synth.judging.encoders import check_encoder, make_encoder
-from synth.judging.fidelity import measure_sets
+from synth.measuring.encoders import check_encoder, make_encoder
+from synth.measuring.fidelity import measure_sets
 from synth.judging.rules import NEGATIVE, RULES, Evidence, RealImages, apply_rules, check_rules
 from synth.judging.verdicts import decide, explain, list_scores, list_thresholds
 
@@ -63,7 +63,7 @@ class FilterConfig:
     """What judges the images, and how strictly."""
 
     encoder: str = "efficientnet_lite0"
-    """Space in which fidelity is measured; a name in synth/judging/encoders.py, never the critic."""
+    """Space in which fidelity is measured; a name in synth/measuring/encoders.py, never the critic."""
     critic_seeds: tuple[int, ...] = (1000,)
     """Seeds (1000 or more) of arm `real` whose mean logit is the critic's; read only if a rule needs the critic."""
     rules: dict[str, dict[str, float] | None] = field(default_factory=lambda: dict.fromkeys(RULES))

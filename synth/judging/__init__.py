@@ -1,1 +1,1 @@
-"""How images are judged: rules and their thresholds, the critic, the encoders and distances of fidelity."""
+"""How images are judged: what is read of them, the rules and their thresholds, the critic."""

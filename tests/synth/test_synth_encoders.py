@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from cohort.errors import TailfillError
-from synth.judging import encoders
-from synth.judging.encoders import CENTRE, HALF_RANGE, SIDE, encode, load_lite0, make_encoder
+from synth.measuring import encoders
+from synth.measuring.encoders import CENTRE, HALF_RANGE, SIDE, encode, load_lite0, make_encoder
 
 
 @pytest.fixture(scope="module")

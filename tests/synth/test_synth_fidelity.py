@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_kid import kernel_mmd
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from synth.judging import fidelity
-from synth.judging.fidelity import (
+from synth.measuring import fidelity
+from synth.measuring.fidelity import (
     FLOOR,
     MIN_KID,
     Comparison,

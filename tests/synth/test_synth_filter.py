@@ -17,9 +17,9 @@ from cohort.provenance import hash_patients, write_patients
 from cohort.stage import Stage, hash_file
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, synthetic_schema, write_table
 from synth import filter as command
-from synth.judging import encoders
 from synth.judging.critic import load_critic
 from synth.judging.verdicts import decide
+from synth.measuring import encoders
 
 LABELS = ["Effusion", "Hernia"]
 SIZE = 32

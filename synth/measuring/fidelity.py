@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import scipy.linalg
 
-from synth.judging.encoders import Encoder, encode
-from synth.judging.rules import NEGATIVE, Evidence
+from synth.judging.evidence import NEGATIVE, Evidence
+from synth.measuring.encoders import Encoder, encode
 
 MIN_FID = 500
 """Images per side below which FID is null: its bias outgrows what it measures (rule 9 of the design)."""
