@@ -21,8 +21,7 @@ held in memory. One process does the work; further ones of a launch have nothing
 
 import logging
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,9 +32,8 @@ from accelerate import Accelerator
 
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
-from cohort.pixels import load_images, read_grey
 from cohort.provenance import FILE, check_no_overlap, write_patients
-from cohort.stage import Stage, hash_file, read_stamp, verify
+from cohort.stage import Stage, read_stamp, verify
 from cohort.tables import (
     Cohort,
     images_schema,
@@ -45,11 +43,15 @@ from cohort.tables import (
     synthetic_schema,
     write_table,
 )
-from synth.judging.critic import FIRST_SEED, critic_folders, load_critic
-from synth.measuring.encoders import check_encoder, make_encoder
-from synth.measuring.fidelity import measure_sets
-from synth.judging.rules import NEGATIVE, RULES, Evidence, RealImages, apply_rules, check_rules
+from synth.judging.critic import FIRST_SEED, Critic, critic_folders
+from synth.judging.evidence import NEGATIVE, Evidence
+from synth.judging.gathering import Gatherer
+from synth.judging.reading import Reader, Share
+from synth.judging.rules import RULES, apply_rules, check_rules, read_by
+from synth.judging.sanity import PixelStatistics
 from synth.judging.verdicts import decide, explain, list_scores, list_thresholds
+from synth.measuring.encoders import Encoder, check_encoder, make_encoder
+from synth.measuring.fidelity import measure_sets
 
 log = logging.getLogger(__name__)
 
@@ -62,31 +64,34 @@ OUTPUTS = ["synthetic.parquet", "scores.parquet", "thresholds.parquet", "fidelit
 class FilterConfig:
     """What judges the images, and how strictly."""
 
-    encoder: str = "efficientnet_lite0"
-    """Space in which fidelity is measured; a name in synth/measuring/encoders.py, never the critic."""
+    encoders: tuple[str, ...] = ("efficientnet_lite0",)
+    """Spaces in which fidelity is measured, see synth/measuring/encoders.py; rules use the first. Never the critic."""
     critic_seeds: tuple[int, ...] = (1000,)
     """Seeds (1000 or more) of arm `real` whose mean logit is the critic's; read only if a rule needs the critic."""
-    rules: dict[str, dict[str, float] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
+    rules: dict[str, dict[str, float | int | str] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
     """Rules in the order in which they give the reason, each with its settings (null: defaults); see judging/rules."""
     fidelity_n: int = 1000
-    """Images per side at most for FID and KID, 500 or more for FID to exist; larger sets are sampled."""
+    """Images per side at most for the numbers of a whole set, 500 or more for FID to exist; larger sets are sampled."""
     kid_subset: int = 100
     """Images per side of KID's random subsets at most, 5 or more; half the smallest set where that is less."""
 
     def __post_init__(self) -> None:
-        check_encoder(self.encoder)
+        if not self.encoders:
+            raise TailfillError("filter.encoders is empty; wanted: one or more")
+        for name in self.encoders:
+            check_encoder(name)
         check_rules(self.rules)
         for key, least in (("fidelity_n", 2), ("kid_subset", 5)):
             if getattr(self, key) < least:
                 raise TailfillError(f"filter.{key} is {getattr(self, key)}; wanted: {least} or more")
-        if self.needs_critic and (not self.critic_seeds or min(self.critic_seeds) < FIRST_SEED):
+        if "critic" in self.reads and (not self.critic_seeds or min(self.critic_seeds) < FIRST_SEED):
             raise TailfillError(f"filter.critic_seeds is {list(self.critic_seeds)}; wanted: one or more, each "
                                 f"{FIRST_SEED} or more: those below are the arms'")
 
     @property
-    def needs_critic(self) -> bool:
-        """Whether any rule in use asks the critic."""
-        return any(RULES[name].needs_critic for name in self.rules)
+    def reads(self) -> set[str]:
+        """Kinds of readers that the rules in use need, and the encoders of fidelity."""
+        return read_by(self.rules) | {"encoder"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +127,7 @@ def read_inputs(run: Run, config: FilterConfig) -> Inputs:
     unplanned = set(images["sample_id"]) - set(plan["sample_id"])
     if unplanned:
         raise TailfillError(f"{folder / 'images.parquet'}: sample_id {min(unplanned)} is not in the plan")
-    critics = critic_folders(run.folder, config.critic_seeds, cohort) if config.needs_critic else {}
+    critics = critic_folders(run.folder, config.critic_seeds, cohort) if "critic" in config.reads else {}
     makers = [Path(entry["path"]) for entry in (read_stamp(folder) or {})["inputs"].values()]
     makers = [maker for maker in makers if (maker / FILE).is_file()]
     for maker in makers:
@@ -139,47 +144,19 @@ def make_stage(run: Run, config: FilterConfig, critics: Mapping[int, Path]) -> S
     return Stage("filter", run.folder / "synthetic", config=settings, inputs=inputs)
 
 
-def read_made(made: pd.DataFrame, folder: Path, *, threads: int) -> np.ndarray:
-    """The pixels of the images made, uint8 (n, size, size), each file hashed and decoded once.
-
-    Raises ``TailfillError`` when sizes differ or are not square, or when a file is not the one that was generated.
-    """
-    sizes = sorted(set(zip(made["height"], made["width"], strict=True)))
-    if len(sizes) != 1 or sizes[0][0] != sizes[0][1]:
-        raise TailfillError(f"{folder / 'images.parquet'}: images of {len(sizes)} sizes ({sizes[:3]}); "
-                            "wanted: square ones of one size")
-    size = int(sizes[0][0])
-
-    def read(row: tuple[str, str]) -> np.ndarray:
-        file, sha256 = folder / row[0], row[1]
-        pixels = read_grey(file, size)
-        if hash_file(file) != sha256:
-            raise TailfillError(f"{file}: was changed after it was generated: its sha256 is not that of images.parquet")
-        return pixels
-
-    with ThreadPoolExecutor(threads) as pool:
-        return np.stack(list(pool.map(read, zip(made["path"], made["sha256"], strict=True))))
-
-
-def gather_evidence(
-    inputs: Inputs, images: np.ndarray, *, run: Run, device: torch.device
-) -> Evidence:
-    """Pixels of the real train images at the generated ones' size, and the critic's logits where it is needed."""
-    cohort, made = inputs.cohort, inputs.made
-    train, val, cache = cohort.split("train"), cohort.split("val"), run.folder / "cache"
-    pixels = load_images(cohort.image_paths(train), images.shape[1], cache, threads=run.threads)
-    logits = val_logits = None
-    if inputs.critics:
-        critic = load_critic(list(inputs.critics.values()), cohort.labels, device=device)
-        log.info("filter: the critic reads %d images and %d of validation", len(images), len(val))
-        logits = critic.logits(images)
-        val_logits = critic.logits_of_files(cohort.image_paths(val), threads=run.threads, cache=cache)
-    return Evidence(
-        images=images, asked=made[cohort.labels], charged_to=made["charged_to"].to_numpy(), scarce=inputs.scarce,
-        logits=logits,
-        train=RealImages(labels=train[cohort.labels], patients=train["patient_id"].to_numpy(), images=pixels),
-        val=RealImages(labels=val[cohort.labels], patients=val["patient_id"].to_numpy(), logits=val_logits),
-    )
+def make_gatherer(
+    run: Run, config: FilterConfig, inputs: Inputs, *, encoders: Sequence[Encoder], device: torch.device
+) -> Gatherer:
+    """The sets of images with all that reads them; loads the models."""
+    labels = inputs.cohort.labels
+    readers: dict[str, Sequence[Reader]] = {
+        "pixels": [PixelStatistics()],
+        "encoder": encoders,
+        "critic": [Critic(folder, labels, name=f"critic_{seed}", device=device)
+                   for seed, folder in inputs.critics.items()],
+    }
+    return Gatherer(cohort=inputs.cohort, made=inputs.made, folder=inputs.folder, run=run.folder, threads=run.threads,
+                    readers={kind: readers[kind] for kind in readers if kind in config.reads})
 
 
 def count(inputs: Inputs, synthetic: pd.DataFrame, rules: list[str]) -> dict[str, int]:
@@ -190,20 +167,25 @@ def count(inputs: Inputs, synthetic: pd.DataFrame, rules: list[str]) -> dict[str
             **{f"dropped_{rule}": int((synthetic["reason"] == rule).sum()) for rule in rules}}
 
 
-def filter_images(run: Run, config: FilterConfig, inputs: Inputs, stage: Stage, device: torch.device) -> None:
-    """Judge, measure, write."""
-    stage.begin()
+def gather(gatherer: Gatherer, inputs: Inputs, accelerator: Accelerator) -> Evidence | None:
+    """Read all images, each process its share; the evidence, in the main process alone."""
+    with accelerator.main_process_first():  # decodes the real images into their cache for all
+        sources = gatherer.sources()
+    gatherer.read(sources, share=Share(rank=accelerator.process_index, world=accelerator.num_processes))
+    accelerator.wait_for_everyone()
+    return gatherer.evidence(sources, scarce=inputs.scarce) if accelerator.is_main_process else None
+
+
+def judge(
+    run: Run, config: FilterConfig, inputs: Inputs, stage: Stage, *, evidence: Evidence, encoders: Sequence[Encoder]
+) -> None:
+    """Decide, measure, write."""
     cohort, made = inputs.cohort, inputs.made
-    if made.empty:
-        raise TailfillError(f"{inputs.folder / 'images.parquet'}: holds no image with status ok; nothing to filter")
-    images = read_made(made, inputs.folder, threads=run.threads)
-    evidence = gather_evidence(inputs, images, run=run, device=device)
     verdicts = apply_rules(config.rules, evidence)
     synthetic = decide(made, cohort, verdicts)
     fidelity = measure_sets(
-        evidence, keep=synthetic["keep"].to_numpy(dtype=bool), groups=cohort.groups,
-        encoder=make_encoder(config.encoder, device=device), max_n=config.fidelity_n, kid_subset=config.kid_subset,
-        rng=np.random.default_rng([run.seed, RANDOM_STREAM]),
+        evidence, encoders=encoders, keep=synthetic["keep"].to_numpy(dtype=bool), groups=cohort.groups,
+        max_n=config.fidelity_n, kid_subset=config.kid_subset, rng=np.random.default_rng([run.seed, RANDOM_STREAM]),
     )
     write_table(synthetic, stage.folder / OUTPUTS[0], synthetic_schema(cohort.labels, list(verdicts)))
     write_table(list_scores(made["sample_id"], verdicts), stage.folder / "scores.parquet")
@@ -226,18 +208,26 @@ def main() -> None:
         sys.stdout.write(explain(run.folder / "synthetic", options.extra["explain"]))
         return
     accelerator = Accelerator()
-    if not accelerator.is_main_process:
-        return
     torch.set_num_threads(run.threads)
     inputs = read_inputs(run, config)
     stage = make_stage(run, config, inputs.critics)
     if options.dry_run:
-        sys.stdout.write(stage.describe(rows=len(inputs.made), charged_to_negatives=int(
-            (inputs.made["charged_to"] == NEGATIVE).sum()), scarce=inputs.scarce) + "\n")
-    elif stage.is_complete():
+        if accelerator.is_main_process:
+            sys.stdout.write(stage.describe(rows=len(inputs.made), charged_to_negatives=int(
+                (inputs.made["charged_to"] == NEGATIVE).sum()), scarce=inputs.scarce) + "\n")
+        return
+    if stage.is_complete():
         log.info("filter: complete, nothing to do")
-    else:
-        filter_images(run, config, inputs, stage, accelerator.device)
+        return
+    if inputs.made.empty:
+        raise TailfillError(f"{inputs.folder / 'images.parquet'}: holds no image with status ok; nothing to filter")
+    if accelerator.is_main_process:
+        stage.begin()
+    encoders = [make_encoder(name, device=accelerator.device) for name in config.encoders]
+    gatherer = make_gatherer(run, config, inputs, encoders=encoders, device=accelerator.device)
+    evidence = gather(gatherer, inputs, accelerator)
+    if evidence is not None:
+        judge(run, config, inputs, stage, evidence=evidence, encoders=encoders)
 
 
 if __name__ == "__main__":

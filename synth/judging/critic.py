@@ -7,7 +7,6 @@ not independent. Not promised: calibrated probabilities; thresholds are set on l
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ from PIL import Image
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from classify.learning.models import Card, load_classifier, predict_logits
-from cohort.errors import TailfillError
-from cohort.pixels import FILTER, load_images
+from classify.learning.models import CARD, load_classifier, predict_logits
+from cohort.pixels import FILTER
 from cohort.provenance import check_no_overlap
-from cohort.stage import require
+from cohort.stage import hash_file, require
 from cohort.tables import Cohort
 
 FIRST_SEED = 1000
@@ -40,40 +38,22 @@ def critic_folders(run: Path, seeds: Sequence[int], cohort: Cohort) -> dict[int,
     return folders
 
 
-@dataclass(frozen=True, kw_only=True)
 class Critic:
-    """One or more trained classifiers with one vote: the mean of their logits."""
+    """A reader: the logits of one trained run, in the order of the cohort's labels.
 
-    models: list[tuple[torch.nn.Module, Card]]
-    device: torch.device
+    Raises ``TailfillError`` when the run's labels are not the cohort's.
+    """
 
-    @property
-    def image_size(self) -> int:
-        """Pixels per side that the classifiers were trained at."""
-        return self.models[0][1].image_size
+    def __init__(self, folder: Path, labels: list[str], *, name: str, device: torch.device) -> None:
+        self.model, self.card = load_classifier(folder, weights="ema")
+        self.card.require_labels(labels, where=folder)
+        self.name, self.width, self.device = name, len(labels), device
+        self.key = f"{hash_file(folder / 'ema.safetensors')} {hash_file(folder / CARD)}"
+        self.model.to(device)
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (n, size, size) of any square size to float64 (n, n_labels), in the order of the cohort's labels."""
-        sized = resize_square(images, self.image_size)
-        votes = [predict_logits(model, sized, card, device=self.device) for model, card in self.models]
-        return np.mean(np.stack(votes).astype(np.float64), axis=0)
-
-    def logits_of_files(self, paths: Sequence[Path], *, threads: int, cache: Path | None = None) -> np.ndarray:
-        """The same for image files, read at the size that the classifiers were trained at."""
-        return self.logits(load_images(paths, self.image_size, cache, threads=threads))
-
-
-def load_critic(folders: Sequence[Path], labels: list[str], *, device: torch.device) -> Critic:
-    """Load the EMA weights; raises ``TailfillError`` for other labels or classifiers of different image sizes."""
-    models = []
-    for folder in folders:
-        model, card = load_classifier(folder, weights="ema")
-        card.require_labels(labels, where=folder)
-        models.append((model.to(device), card))
-    sizes = sorted({card.image_size for _, card in models})
-    if len(sizes) > 1:
-        raise TailfillError(f"filter.critic_seeds: image sizes {sizes}; wanted: critics of one size")
-    return Critic(models=models, device=device)
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (b, size, size) of any size to float32 (b, n_labels)."""
+        return predict_logits(self.model, resize_square(images, self.card.image_size), self.card, device=self.device)
 
 
 def resize_square(images: np.ndarray, size: int) -> np.ndarray:

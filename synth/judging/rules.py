@@ -1,61 +1,30 @@
-"""The rules that keep or drop an image: each a score, a threshold with its source, and the images that it applies to.
+"""What a rule is, and the rules there are: ``RULES`` names them, ``filter.rules`` chooses them and their order.
 
-A rule is a function of ``Evidence`` that returns criteria; ``RULES`` names it; its keyword arguments with their
-defaults are its settings, so ``filter.rules: {blank: {quantile: .01}}`` needs nothing else. Thresholds come from real
-images of the train split (pixel statistics) or of the validation split (critic), never from the images judged.
+A rule is a function of ``Evidence`` that returns criteria: a score per image, a threshold with its source, and the
+images that it applies to. Its keyword arguments with their defaults are its settings, so
+``filter.rules: {blank: {quantile: .01}}`` needs nothing else. Thresholds come from real images, never from the images
+judged. A rule of your own is one function, which says with ``reads`` what it looks at, and one line of the
+configuration, its place as ``module:function``::
 
-``label_agreement`` asks the critic. A scarce finding that was asked for must reach a threshold that most real positives
-reach; where validation holds too few of them, one that few real negatives reach. Train positives are no substitute:
-the critic has learnt them by heart. In a matched negative no scarce finding may exceed what nearly all real
-negatives stay below. A finding that the critic cannot tell from chance is *not judged*: no score, no failure, and a
-reason in the table of thresholds. Not promised: that an image that passes is right; the critic errs.
+    filter: {rules: {blank: null, "my_rules:too_sharp": {quantile: .999}}}
+
+Rules run in the order of the configuration; each sees which images are still standing, and the first that an image
+fails is its reason. A rule that cannot judge says so in its criterion and fails nobody.
 """
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
-import pandas as pd
 
 from cohort.errors import TailfillError, nearest
-from synth.judging.critic import auroc_interval
+from synth.judging.evidence import Evidence
 
-NEGATIVE = "negative"
-"""``charged_to`` of a matched negative."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RealImages:
-    """Real images of one split that rules may look at."""
-
-    labels: pd.DataFrame
-    """One column per label: 1, 0 or null."""
-    patients: np.ndarray
-    images: np.ndarray | None = None
-    """uint8 (n, size, size), at the size of the generated ones."""
-    logits: np.ndarray | None = None
-    """Of the critic, (n, n_labels)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """Everything a rule may look at. ``logits`` are None where no rule in use asks for the critic."""
-
-    images: np.ndarray
-    """Generated images, uint8 (n, size, size)."""
-    asked: pd.DataFrame
-    """Findings asked for, one column per label, 1 or 0; n rows."""
-    charged_to: np.ndarray
-    """The scarce label each image pays for, or ``negative``; (n,)."""
-    scarce: list[str]
-    """Labels that the plan pays for."""
-    logits: np.ndarray | None
-    """Of the critic, (n, n_labels)."""
-    train: RealImages
-    """With pixels."""
-    val: RealImages
-    """With the critic's logits."""
+Settings = Mapping[str, float | int | str]
+"""Of a rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,109 +53,90 @@ class Criterion:
         return np.where(self.applies, margin, np.nan)
 
 
-def blank(evidence: Evidence, *, quantile: float = 0.001) -> list[Criterion]:
-    """Standard deviation of the grey levels (0 to 127.5): at least what all but ``quantile`` of train images have."""
-    real = _pixels(evidence)
-    threshold = float(np.quantile([image.std() for image in real], quantile))
-    score = np.array([image.std() for image in evidence.images], dtype=np.float64)
-    return [_of_pixels(score, threshold, at_least=True, source=f"std of grey levels, quantile {quantile:g}", real=real)]
+Rule = Callable[..., list[Criterion]]
+"""``rule(evidence, *, setting=default, ...)``."""
 
 
-def saturated(evidence: Evidence, *, quantile: float = 0.999) -> list[Criterion]:
-    """Share of pixels at 0 or 255: at most what a share of ``quantile`` of the real train images have."""
-    real = _pixels(evidence)
-    threshold = float(np.quantile(_share_at_ends(real), quantile))
-    source = f"share of pixels at 0 or 255, quantile {quantile:g}"
-    return [_of_pixels(_share_at_ends(evidence.images), threshold, at_least=False, source=source, real=real)]
+def reads(*kinds: str) -> Callable[[Rule], Rule]:
+    """Say what a rule reads: kinds of readers, keys of ``gathering.SETS``. Others may be missing from its evidence."""
+    def mark(rule: Rule) -> Rule:
+        rule.reads = kinds  # type: ignore[attr-defined]
+        return rule
+
+    return mark
 
 
-def label_agreement(
-    evidence: Evidence, *, positive_quantile: float = 0.05, negative_quantile: float = 0.95,
-    false_positive_rate: float = 0.1, quantile_from: int = 20, judged_from: int = 5,
-) -> list[Criterion]:
-    """The critic's logit of each scarce finding that was asked for, and of each that a matched negative must not show.
-
-    Args:
-        evidence: with logits.
-        positive_quantile: share of the real positives that may fail, 0 to 1.
-        negative_quantile: share of the real negatives that pass as negatives, over all scarce findings together
-            (Bonferroni: with k findings judged, each threshold is the quantile 1 - (1 - this) / k).
-        false_positive_rate: share of real negatives above the threshold where positives are too few for a quantile.
-        quantile_from: positive validation images from which ``positive_quantile`` is used.
-        judged_from: positive validation images from which a finding is judged at all.
-    """
-    if evidence.logits is None or evidence.val.logits is None:
-        raise ValueError("label_agreement: evidence holds no critic's logits")
-    verdicts = {label: _why_not_judged(evidence, label, judged_from) for label in evidence.scarce}
-    judged = sum(reason is None for reason, _, _ in verdicts.values())
-    negatives = evidence.charged_to == NEGATIVE
-    criteria = []
-    for label, (reason, skill, n_positive) in verdicts.items():
-        scores, targets = _validation(evidence, label)
-        score = evidence.logits[:, list(evidence.asked.columns).index(label)]
-        if reason is None and n_positive >= quantile_from:
-            present: float | None = float(np.quantile(scores[targets == 1], positive_quantile))
-            source = f"critic's logit, quantile {positive_quantile:g} of validation positives"
-        else:
-            present = None if reason else float(np.quantile(scores[targets == 0], 1 - false_positive_rate))
-            source = (f"critic's logit, false-positive rate {false_positive_rate:g} on validation negatives "
-                      f"(fewer than {quantile_from} positives)")
-        level = 1 - (1 - negative_quantile) / max(judged, 1)
-        absent = None if reason else float(np.quantile(scores[targets == 0], level))
-        ceiling = f"critic's logit, quantile {level:.4g} of validation negatives"
-        asked = (evidence.asked[label] == 1).to_numpy(dtype=bool)
-        for at_least, threshold, applies, where in (
-            (True, present, asked & ~negatives, source), (False, absent, negatives, ceiling),
-        ):
-            criteria.append(Criterion(
-                label=label, score=score, applies=applies, threshold=threshold, at_least=at_least,
-                source=f"{where}; {skill}", n_positive=n_positive, reason=reason,
-            ))
-    return criteria
+def read_by(rules: Iterable[str]) -> set[str]:
+    """The kinds of readers that rules need, by name or place."""
+    return {kind for name in rules for kind in getattr(find_rule(name), "reads", ())}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """A rule's function, and whether it needs the critic."""
-
-    function: Callable[..., list[Criterion]]
-    needs_critic: bool = False
-
-
-RULES: dict[str, Rule] = {
-    "blank": Rule(function=blank),
-    "saturated": Rule(function=saturated),
-    "label_agreement": Rule(function=label_agreement, needs_critic=True),
+RULES: dict[str, str] = {
+    "blank": "synth.judging.sanity:blank",
+    "saturated": "synth.judging.sanity:saturated",
+    "label_agreement": "synth.judging.agreement:label_agreement",
 }
-"""Name, which is also the score's column, to rule."""
+"""Name, which is also the score's column, to the place of its function, in the default order."""
 
 
-def check_rules(rules: Mapping[str, Mapping[str, float] | None]) -> None:
+def find_rule(name: str) -> Rule:
+    """The function of a rule, by its name or its place; raises ``TailfillError`` for one that is not to be found."""
+    if name not in RULES and ":" not in name:
+        raise TailfillError(f"filter.rules: unknown rule '{name}'{nearest(name, list(RULES))}; wanted: one of them, or "
+                            "'module:function' for one of your own")
+    module, _, function = RULES.get(name, name).partition(":")
+    try:
+        rule: Rule = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise TailfillError(f"filter.rules: '{name}' cannot be imported: {error}; wanted: module:function") from error
+    return rule
+
+
+def column(name: str) -> str:
+    """The column that holds a rule's margins: its name, or its function's where it is given by place."""
+    return name.rpartition(":")[2]
+
+
+def check_rules(rules: Mapping[str, Settings | None]) -> None:
     """Raise ``TailfillError`` for an unknown rule or setting, or a setting out of range.
 
-    Settings with a whole-number default are counts from 1 on; the others are shares, strictly between 0 and 1.
+    What a setting may be follows from its default: a whole number is a count from 1 on, another number a share
+    strictly between 0 and 1, a text one of those that its ``Literal`` names.
     """
+    columns = [column(name) for name in rules]
+    if len(set(columns)) < len(columns):
+        raise TailfillError(f"filter.rules: two rules of one name among {columns}; wanted: a name for each")
     for name, settings in rules.items():
-        if name not in RULES:
-            raise TailfillError(f"filter.rules: unknown rule '{name}'{nearest(name, list(RULES))}")
-        legal = {key: parameter.default for key, parameter in inspect.signature(RULES[name].function).parameters.items()
+        rule = find_rule(name)
+        hints = get_type_hints(rule)
+        legal = {key: parameter.default for key, parameter in inspect.signature(rule).parameters.items()
                  if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
         for key, value in (settings or {}).items():
             if key not in legal:
                 raise TailfillError(f"filter.rules.{name}: unknown key '{key}'{nearest(key, list(legal))}")
-            whole = isinstance(legal[key], int)
-            if isinstance(value, bool) or not isinstance(value, int | float) or (
-                (value < 1 or value != int(value)) if whole else not 0 < value < 1
-            ):
-                wanted = "a whole number from 1 on" if whole else "a share between 0 and 1"
+            if wanted := _objection(value, default=legal[key], hint=hints.get(key)):
                 raise TailfillError(f"filter.rules.{name}.{key} is {value!r}; wanted: {wanted}")
 
 
-def apply_rules(
-    rules: Mapping[str, Mapping[str, float] | None], evidence: Evidence
-) -> dict[str, list[Criterion]]:
-    """Every rule's criteria, in the order of the config; the first failing rule will be an image's reason."""
-    return {name: RULES[name].function(evidence, **(settings or {})) for name, settings in rules.items()}
+def _objection(value: object, *, default: object, hint: object) -> str | None:
+    """What a setting should have been, or None where it is that."""
+    if get_origin(hint) is Literal:
+        return None if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, int):
+        return None if number and value >= 1 and value == int(value) else "a whole number from 1 on"  # type: ignore[operator, call-overload]
+    return None if number and 0 < value < 1 else "a share between 0 and 1"  # type: ignore[operator]
+
+
+def apply_rules(rules: Mapping[str, Settings | None], evidence: Evidence) -> dict[str, list[Criterion]]:
+    """Every rule's criteria by its column, in the order of the configuration."""
+    verdicts: dict[str, list[Criterion]] = {}
+    standing = evidence.still_standing
+    for name, settings in rules.items():
+        criteria = find_rule(name)(replace(evidence, standing=standing), **(settings or {}))
+        standing = standing & ~(worst_margin(criteria, len(standing)) < 0)
+        verdicts[column(name)] = criteria
+    return verdicts
 
 
 def worst_margin(criteria: list[Criterion], n: int) -> np.ndarray:
@@ -194,43 +144,3 @@ def worst_margin(criteria: list[Criterion], n: int) -> np.ndarray:
     margins = np.stack([np.full(n, np.nan), *(criterion.margin() for criterion in criteria)])
     smallest = np.where(np.isnan(margins), np.inf, margins).min(axis=0)
     return np.where(np.isfinite(smallest), smallest, np.nan)
-
-
-def _why_not_judged(evidence: Evidence, label: str, judged_from: int) -> tuple[str | None, str, int]:
-    """Reason or None, the critic's skill in words, and the number of positive validation images."""
-    scores, targets = _validation(evidence, label)
-    patients = evidence.val.patients[evidence.val.labels[label].notna().to_numpy()]
-    n_positive, n_negative = int((targets == 1).sum()), int((targets == 0).sum())
-    if n_positive < judged_from or n_negative == 0:
-        reason = f"not judged: {n_positive} positive validation images (wanted: {judged_from}), {n_negative} negative"
-        return reason, "critic's skill unknown", n_positive
-    auroc, low, high = auroc_interval(logits=scores, targets=targets, patients=patients)
-    skill = f"critic's validation AUROC {auroc:.3f} ({low:.3f} to {high:.3f})"
-    return (f"not judged: {skill} is not above chance" if low <= 0.5 else None), skill, n_positive
-
-
-def _validation(evidence: Evidence, label: str) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and targets of the validation images whose label is known."""
-    known = evidence.val.labels[label].notna().to_numpy()
-    column = list(evidence.asked.columns).index(label)
-    if evidence.val.logits is None:
-        raise ValueError("evidence holds no validation logits")
-    return evidence.val.logits[known, column], evidence.val.labels.loc[known, label].to_numpy(dtype=np.int64)
-
-
-def _pixels(evidence: Evidence) -> np.ndarray:
-    if evidence.train.images is None or len(evidence.train.images) == 0:
-        raise ValueError("evidence holds no pixels of real train images")
-    return evidence.train.images
-
-
-def _of_pixels(
-    score: np.ndarray, threshold: float, *, at_least: bool, source: str, real: np.ndarray
-) -> Criterion:
-    return Criterion(label=None, score=score, applies=np.ones(len(score), dtype=bool), threshold=threshold,
-                     at_least=at_least, source=f"{source} of {len(real):,} real train images")
-
-
-def _share_at_ends(images: np.ndarray) -> np.ndarray:
-    """float64 (n,): share of pixels at 0 or 255."""
-    return np.array([((image == 0) | (image == 255)).mean() for image in images], dtype=np.float64)

@@ -47,9 +47,17 @@ class Encoder(Protocol):
     resize: str
     """How any image comes to the input size, in words."""
     num_features: int
+    key: str
+    """All that the features depend on beside the pixels (see synth/judging/reading.py)."""
+    width: int
+    """``num_features``, as readers call it."""
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (n, height, width) on any device to float32 (n, num_features)."""
+        ...
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """The same from and to arrays."""
         ...
 
 
@@ -62,7 +70,8 @@ class EfficientNetLite0:
     name = "efficientnet_lite0"
     sha256 = SHA256
     resize = f"{SIDE} px, bilinear, antialiased, aspect not kept"
-    num_features = 1280
+    num_features = width = 1280
+    key = f"{SHA256} {SIDE} px, 1"
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.model = load_lite0().to(device)
@@ -79,6 +88,10 @@ class EfficientNetLite0:
         scaled = ((grey - CENTRE) / HALF_RANGE).expand(-1, 3, -1, -1)
         features: Tensor = self.model(scaled)
         return features.float()
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (n, height, width) to float32 (n, 1280)."""
+        return self.forward(torch.from_numpy(images)).cpu().numpy()
 
 
 ENCODERS: dict[str, Callable[..., Encoder]] = {"efficientnet_lite0": EfficientNetLite0}

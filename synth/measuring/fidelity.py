@@ -11,7 +11,7 @@ also holds the difference in the mix of findings and views. None of this says wh
 is not the critic. Sums are in float64.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ import pandas as pd
 import scipy.linalg
 
 from synth.judging.evidence import NEGATIVE, Evidence
-from synth.measuring.encoders import Encoder, encode
+from synth.measuring.encoders import Encoder
 
 MIN_FID = 500
 """Images per side below which FID is null: its bias outgrows what it measures (rule 9 of the design)."""
@@ -133,40 +133,36 @@ def measure(
 
 
 def measure_sets(
-    evidence: Evidence, *, keep: np.ndarray, groups: Mapping[str, str], encoder: Encoder, max_n: int, kid_subset: int,
-    rng: np.random.Generator,
+    evidence: Evidence, *, encoders: Sequence[Encoder], keep: np.ndarray, groups: Mapping[str, str], max_n: int,
+    kid_subset: int, rng: np.random.Generator,
 ) -> pd.DataFrame:
     """The rows of ``fidelity.parquet``: ``all``, each scarce group, each scarce label and ``negative``.
 
-    Only the real images that are needed are encoded: a sample of 2 x ``max_n`` for ``all`` and ``negative``, and every
-    carrier of a scarce label. ``keep`` is bool (n,) over ``evidence.images``; ``groups`` maps a label to its group.
+    ``keep`` is bool (n,) over the images made; ``groups`` maps a label to its group.
     """
-    carries: np.ndarray = evidence.train.labels[evidence.scarce].eq(1).fillna(False).to_numpy(dtype=bool)
-    lacks: np.ndarray = evidence.train.labels[evidence.scarce].eq(0).fillna(False).all(axis=1).to_numpy(dtype=bool)
-    sampled = np.zeros(len(lacks), dtype=bool)
-    sampled[rng.permutation(len(lacks))[: 2 * max_n]] = True
-    asked: np.ndarray = evidence.asked[evidence.scarce].eq(1).to_numpy(dtype=bool)
-    negative: np.ndarray = evidence.charged_to == NEGATIVE
-    kinds: Masks = {"all": (sampled, np.ones(len(keep), dtype=bool))}
+    carries = np.stack([evidence.train.carriers(label) for label in evidence.scarce], axis=1)
+    lacks = evidence.train.without(evidence.scarce)
+    asked = np.stack([evidence.made.carriers(label) for label in evidence.scarce], axis=1)
+    negative, everything = evidence.negatives, np.ones(len(keep), dtype=bool)
+    kinds: Masks = {"all": (np.ones(len(lacks), dtype=bool), everything)}
     for group in dict.fromkeys(groups[label] for label in evidence.scarce):
         columns = [groups[label] == group for label in evidence.scarce]
         kinds[group] = (_any(carries[:, columns]), _any(asked[:, columns]) & ~negative)
     for column, label in enumerate(evidence.scarce):
         kinds[label] = (carries[:, column], asked[:, column] & ~negative)
     if negative.any():
-        kinds[NEGATIVE] = (sampled & lacks, negative)
-    needed = np.flatnonzero(_any(np.stack([real for real, _ in kinds.values()], axis=1)))
-    if evidence.train.images is None:
-        raise ValueError("measure_sets: evidence holds no pixels of real train images")
-    table = measure(
-        real=encode(encoder, evidence.train.images[needed], description="encode real images"),
-        fake=encode(encoder, evidence.images, description="encode synthetic images"),
-        patients=pd.Series(evidence.train.patients[needed]), max_n=max_n, kid_subset=kid_subset, rng=rng,
-        comparisons=[Comparison(name=name, real=real[needed], sets={"made": fake, "kept": fake & keep})
-                     for name, (real, fake) in kinds.items()],
-    )
-    table = table.assign(encoder=encoder.name, encoder_sha256=encoder.sha256, resize=encoder.resize)
-    return table.astype({"value": "float64", "spread": "float64", "subset": "Int64", "reason": "str"})
+        kinds[NEGATIVE] = (lacks, negative)
+    comparisons = [Comparison(name=name, real=real, sets={"made": fake, "kept": fake & keep})
+                   for name, (real, fake) in kinds.items()]
+    tables = [
+        measure(
+            real=evidence.train.read(encoder.name), fake=evidence.made.read(encoder.name), max_n=max_n, rng=rng,
+            patients=pd.Series(evidence.train.patients), kid_subset=kid_subset, comparisons=comparisons,
+        ).assign(encoder=encoder.name, encoder_sha256=encoder.sha256, resize=encoder.resize)
+        for encoder in encoders
+    ]
+    return pd.concat(tables, ignore_index=True).astype(
+        {"value": "float64", "spread": "float64", "subset": "Int64", "reason": "str"})
 
 
 def _fid_rows(halves: tuple[np.ndarray, np.ndarray], sets: Mapping[str, np.ndarray]) -> Iterator[dict[str, object]]:

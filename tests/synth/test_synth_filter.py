@@ -17,20 +17,20 @@ from cohort.provenance import hash_patients, write_patients
 from cohort.stage import Stage, hash_file
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, synthetic_schema, write_table
 from synth import filter as command
-from synth.judging.critic import load_critic
 from synth.judging.verdicts import decide
 from synth.measuring import encoders
 
 LABELS = ["Effusion", "Hernia"]
 SIZE = 32
 SALT = "pepper"
+ORDER = ["blank", "saturated", "label_agreement"]
 FLAT, SHOWN, HIDDEN = "flat", "shown", "hidden"
 
 
 class Pixels:
     """An encoder for tests: 4 x 4 mean pixels."""
 
-    name, sha256, resize, num_features = "pixels", "0" * 64, "4 px, mean", 16
+    name, sha256, resize, num_features, width, key = "pixels", "0" * 64, "4 px, mean", 16, 16, "1"
 
     def __init__(self, device: object = "cpu") -> None:
         self.device = device
@@ -38,16 +38,21 @@ class Pixels:
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images[:, None].float() / 255, 4).flatten(1)
 
+    def read(self, images: np.ndarray) -> np.ndarray:
+        return self.forward(torch.from_numpy(images)).numpy()
+
 
 class Patch:
     """A critic for tests: Hernia's logit is the brightness of a corner over that of the rest."""
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        contrast = images[:, :8, :8].mean(axis=(1, 2)) - images[:, 16:].mean(axis=(1, 2))
-        return np.stack([np.zeros(len(images)), contrast / 10], axis=1)
+    key, width = "1", len(LABELS)
 
-    def logits_of_files(self, paths: list[Path], *, threads: int, cache: Path | None = None) -> np.ndarray:
-        return self.logits(np.stack([np.asarray(Image.open(path)) for path in paths]))
+    def __init__(self, folder: Path, labels: list[str], *, name: str, device: object) -> None:
+        self.name = name
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        contrast = images[:, :8, :8].mean(axis=(1, 2)) - images[:, 16:].mean(axis=(1, 2))
+        return np.stack([np.zeros(len(images)), contrast / 10], axis=1).astype(np.float32)
 
 
 def radiograph(rng: np.random.Generator, *, hernia: bool) -> np.ndarray:
@@ -138,7 +143,8 @@ def build_run(root: Path) -> Path:
     write_plan_and_images(run, rng)
     write_learnt(run / "train" / "real" / "seed_1000", "train", ["train-1", "train-2"], critic=True)
     config = root / "c.yaml"
-    config.write_text(yaml.safe_dump({"run": "run", "threads": 1, "filter": {"encoder": "pixels"}}))
+    section = {"encoders": ["pixels"], "rules": dict.fromkeys(ORDER)}
+    config.write_text(yaml.safe_dump({"run": "run", "threads": 1, "filter": section}, sort_keys=False))
     return config
 
 
@@ -146,7 +152,7 @@ def build_run(root: Path) -> Path:
 def _light_models() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(encoders.ENCODERS, "pixels", Pixels)
-        patch.setattr(command, "load_critic", lambda *_, **__: Patch())
+        patch.setattr(command, "Critic", Patch)
         yield
 
 
@@ -203,7 +209,7 @@ def test_every_image_is_accounted_for(filtered: Path) -> None:
     assert counts["planned"] == 41 == counts["made"] + counts["failed"]
     assert counts["made"] == counts["kept"] + counts["dropped"] == len(read_table(filtered / "synthetic.parquet"))
     assert counts["dropped"] == sum(n for key, n in counts.items() if key.startswith("dropped_"))
-    assert extra["rules"] == ["blank", "saturated", "label_agreement"]
+    assert extra["rules"] == ORDER
     assert extra["scarce"] == ["Hernia"]
     assert extra["provenance"] == "checked"
 
@@ -301,7 +307,7 @@ def test_dry_run_writes_nothing(config: Path, invoke: Callable) -> None:
 @pytest.mark.parametrize(("section", "message"), [
     ({"rules": {"blnk": None}}, "unknown rule 'blnk'; did you mean 'blank'"),
     ({"rules": {"blank": {"quantil": 0.1}}}, "did you mean 'quantile'"),
-    ({"encoder": "inception"}, "no encoder 'inception'"),
+    ({"encoders": ["inception"]}, "no encoder 'inception'"),
     ({"critic_seeds": [0]}, "critic_seeds is [0]; wanted: one or more, each 1000 or more"),
     ({"critic_seeds": []}, "critic_seeds is []; wanted"),
     ({"critic_seeds": [1001]}, "seed_1001: no complete 'critic' stage"),
@@ -309,7 +315,7 @@ def test_dry_run_writes_nothing(config: Path, invoke: Callable) -> None:
     ({"kid_subsets": 9}, "did you mean 'kid_subset'"),
 ])
 def test_mistakes_in_the_config(config: Path, invoke: Callable, section: dict[str, object], message: str) -> None:
-    config.write_text(yaml.safe_dump({"run": "run", "filter": {"encoder": "pixels", **section}}))
+    config.write_text(yaml.safe_dump({"run": "run", "filter": {"encoders": ["pixels"], **section}}))
     outcome = invoke("synth.filter", "--config", config)
     assert (outcome.code, outcome.stderr.count("\n")) == (2, 1), outcome.stderr
     assert message in outcome.stderr
@@ -334,20 +340,6 @@ def test_a_changed_image_is_refused(config: Path, invoke: Callable) -> None:
     assert file.name in outcome.stderr
     assert "was changed" in outcome.stderr
     assert not (config.parent / "run" / "synthetic" / "synthetic.parquet").exists()
-
-
-def test_critic_is_the_mean_over_its_seeds(tmp_path: Path) -> None:
-    """Through the classifier's own files; another label order is refused."""
-    folders = [tmp_path / "a", tmp_path / "bc"]
-    for folder in folders:
-        write_learnt(folder, "train", ["x"], critic=True)
-    images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8)
-    one, two, both = (load_critic(f, LABELS, device=torch.device("cpu")) for f in ([folders[0]], [folders[1]], folders))
-    np.testing.assert_allclose(both.logits(images), (one.logits(images) + two.logits(images)) / 2, rtol=1e-6)
-    assert np.abs(one.logits(images) - two.logits(images)).max() > 1e-4
-    assert both.logits(np.zeros((2, 48, 48), np.uint8)).shape == (2, 2)
-    with pytest.raises(command.TailfillError, match="wanted: Hernia, Effusion"):
-        load_critic(folders, LABELS[::-1], device=torch.device("cpu"))
 
 
 def test_an_image_drawn_from_a_real_one_belongs_to_its_patient(config: Path) -> None:

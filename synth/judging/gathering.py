@@ -1,0 +1,112 @@
+"""Gather the evidence: which sets of images there are, which reader reads which of them, and the one pass over each.
+
+An image made is known by its file's hash, which must be the one that ``images.parquet`` tells; a real one by its pixels
+at the size of those made. So nothing that was read of either is ever taken for another image's.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cohort.errors import TailfillError
+from cohort.pixels import load_images, read_grey
+from cohort.stage import hash_file
+from cohort.tables import Cohort
+from synth.judging.evidence import Evidence, Images
+from synth.judging.reading import Reader, Share, Source, collect, file_digests, pixel_digests, read
+
+SETS: dict[str, tuple[str, ...]] = {
+    "pixels": ("made", "train"),
+    "encoder": ("made", "train", "val"),
+    "critic": ("made", "val"),
+}
+"""Kind of reader to the sets of images that it reads. A critic has learnt the train images by heart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gatherer:
+    """What there is to read, and what reads it."""
+
+    cohort: Cohort
+    made: pd.DataFrame
+    """The rows of images.parquet with status ok, with the plan's columns."""
+    folder: Path
+    """Of the images made."""
+    readers: Mapping[str, Sequence[Reader]]
+    """Kind, a key of ``SETS``, to its readers."""
+    run: Path
+    """Its ``cache`` folder is used."""
+    threads: int
+
+    @property
+    def size(self) -> int:
+        """Pixels per side of the images made; raises ``TailfillError`` unless they are square and of one size."""
+        sizes = sorted(set(zip(self.made["height"], self.made["width"], strict=True)))
+        if len(sizes) != 1 or sizes[0][0] != sizes[0][1]:
+            raise TailfillError(f"{self.folder / 'images.parquet'}: images of {len(sizes)} sizes ({sizes[:3]}); "
+                                "wanted: square ones of one size")
+        return int(sizes[0][0])
+
+    def sources(self) -> dict[str, Source]:
+        """The sets of images, each file of an image made hashed.
+
+        Raises ``TailfillError`` for a file that is unreadable or not the one that was generated.
+        """
+        return {"made": self._source_of_made(), **{split: self._source_of_real(split) for split in ("train", "val")}}
+
+    def read(self, sources: Mapping[str, Source], *, share: Share) -> None:
+        """One pass over each set, of this process's share."""
+        for name, source in sources.items():
+            read(source, self._readers_of(name), self.run / "cache" / "readings", share=share)
+
+    def evidence(self, sources: Mapping[str, Source], *, scarce: list[str]) -> Evidence:
+        """The case, once every process has read its share."""
+        labels, charged_to = self.made[self.cohort.labels], self.made["charged_to"].to_numpy()
+        sets = {"made": (self.made, labels, "synthetic:" + self.made["sample_id"])}
+        for split in ("train", "val"):
+            frame = self.cohort.split(split)
+            sets[split] = (frame, frame[self.cohort.labels], frame["patient_id"])
+        gathered = {
+            name: Images(
+                labels=labels, patients=patients.to_numpy(), views=frame["view"].to_numpy(dtype=object),
+                readings=collect(sources[name], self._readers_of(name), self.run / "cache" / "readings"),
+                load=sources[name].load,
+            )
+            for name, (frame, labels, patients) in sets.items()
+        }
+        names = {kind: tuple(reader.name for reader in self.readers.get(kind, ())) for kind in SETS}
+        return Evidence(charged_to=charged_to, scarce=scarce, critics=names["critic"], encoders=names["encoder"],
+                        made=gathered["made"], train=gathered["train"], val=gathered["val"])
+
+    def _readers_of(self, name: str) -> list[Reader]:
+        return [reader for kind, readers in self.readers.items() if name in SETS[kind] for reader in readers]
+
+    def _source_of_made(self) -> Source:
+        paths, size = [self.folder / path for path in self.made["path"]], self.size
+
+        def load(rows: Sequence[int]) -> np.ndarray:
+            with ThreadPoolExecutor(self.threads) as pool:
+                return np.stack(list(pool.map(lambda row: read_grey(paths[row], size), rows)))
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            for path, sha256, told in zip(paths, pool.map(_hash, paths), self.made["sha256"], strict=True):
+                if sha256 != told:
+                    raise TailfillError(f"{path}: was changed after it was generated: its sha256 is not that of "
+                                        "images.parquet")
+        return Source(name="images made", digests=file_digests(list(self.made["sha256"])), load=load)
+
+    def _source_of_real(self, split: str) -> Source:
+        paths = self.cohort.image_paths(self.cohort.split(split))
+        pixels = load_images(paths, self.size, self.run / "cache", threads=self.threads)
+        return Source(name=f"real images ({split})", digests=pixel_digests(pixels),
+                      load=lambda rows: np.asarray(pixels[list(rows)]))
+
+
+def _hash(path: Path) -> str:
+    if not path.is_file():
+        raise TailfillError(f"{path}: no such image file")
+    return hash_file(path)

@@ -1,0 +1,132 @@
+"""The one pass: each image decoded once for all readers, rows cached by content, killed or shared without harm."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synth.judging.reading import BATCH, DIGEST, Share, Source, Store, collect, pixel_digests, read
+
+N, SIZE = 150, 6
+
+
+class Mean:
+    """Mean and maximum of the pixels; counts the images that it has read."""
+
+    width = 2
+
+    def __init__(self, name: str = "mean", key: str = "1") -> None:
+        self.name, self.key, self.seen = name, key, 0
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        self.seen += len(images)
+        return np.stack([images.mean(axis=(1, 2)), images.max(axis=(1, 2))], axis=1).astype(np.float32)
+
+
+class Pictures:
+    """A source that counts what is decoded."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.decoded = pixels, 0
+
+    def load(self, rows: Sequence[int]) -> np.ndarray:
+        self.decoded += len(rows)
+        return self.pixels[list(rows)]
+
+    @property
+    def source(self) -> Source:
+        return Source(name="pictures", digests=pixel_digests(self.pixels), load=self.load)
+
+
+@pytest.fixture
+def pictures() -> Pictures:
+    return Pictures(np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE), dtype=np.uint8))
+
+
+def test_every_reader_reads_every_image_and_each_is_decoded_once(pictures: Pictures, tmp_path: Path) -> None:
+    readers = [Mean("a"), Mean("b")]
+    read(pictures.source, readers, tmp_path)
+    found = collect(pictures.source, readers, tmp_path)
+    np.testing.assert_array_equal(found["a"], Mean().read(pictures.pixels))
+    np.testing.assert_array_equal(found["a"], found["b"])
+    assert pictures.decoded == N
+
+
+def test_what_was_read_is_not_read_again(pictures: Pictures, tmp_path: Path) -> None:
+    read(pictures.source, [Mean()], tmp_path)
+    again, further = Mean(), Mean("further")
+    read(pictures.source, [again, further], tmp_path)
+    assert (again.seen, further.seen, pictures.decoded) == (0, N, 2 * N)
+
+
+def test_another_key_is_another_reading(pictures: Pictures, tmp_path: Path) -> None:
+    read(pictures.source, [Mean(key="1")], tmp_path)
+    other = Mean(key="2")
+    with pytest.raises(KeyError):
+        collect(pictures.source, [other], tmp_path)
+    read(pictures.source, [other], tmp_path)
+    assert other.seen == N
+
+
+def test_rows_belong_to_content_not_to_places(pictures: Pictures, tmp_path: Path) -> None:
+    """Turned round, with an image twice and a new one: old rows are found, the new content is read once."""
+    read(pictures.source, [Mean()], tmp_path)
+    new = np.zeros((1, SIZE, SIZE), np.uint8)
+    turned, reader = Pictures(np.concatenate([pictures.pixels[::-1], pictures.pixels[:1], new, new])), Mean()
+    read(turned.source, [reader], tmp_path)
+    assert reader.seen == 1
+    np.testing.assert_array_equal(collect(turned.source, [reader], tmp_path)["mean"], reader.read(turned.pixels))
+
+
+def test_size_is_part_of_the_content() -> None:
+    flat = np.zeros((1, 4, 9), np.uint8)
+    assert pixel_digests(flat) != pixel_digests(flat.reshape(1, 6, 6))
+
+
+def test_digests_that_end_in_zero_bytes_stay_different(tmp_path: Path) -> None:
+    digests = np.array([bytes(DIGEST), b"\1" + bytes(DIGEST - 1)], dtype=f"V{DIGEST}")
+    store = Store(tmp_path, Mean())
+    store.append(digests, np.array([[1, 2], [3, 4]], np.float32), rank=0)
+    np.testing.assert_array_equal(store.rows(digests[::-1]), [[3, 4], [1, 2]])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_images_out_and_meet_in_the_cache(
+    pictures: Pictures, tmp_path: Path, world: int
+) -> None:
+    readers = [Mean() for _ in range(world)]
+    for rank, reader in enumerate(readers):
+        # each process has looked at the cache before the others wrote to it
+        read(pictures.source, [reader], tmp_path / str(rank), share=Share(rank=rank, world=world))
+        for file in (tmp_path / str(rank)).rglob("*.*"):
+            target = tmp_path / "all" / file.relative_to(tmp_path / str(rank))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.rename(target)
+    assert sum(reader.seen for reader in readers) == N
+    assert max(reader.seen for reader in readers) <= -(-N // (BATCH * world)) * BATCH
+    np.testing.assert_array_equal(
+        collect(pictures.source, readers[:1], tmp_path / "all")["mean"], Mean().read(pictures.pixels))
+
+
+@pytest.mark.parametrize("lost", [1, DIGEST - 1, DIGEST + 5])
+def test_killed_while_it_wrote(pictures: Pictures, tmp_path: Path, lost: int) -> None:
+    """Rows half written, or digests: the batch is read anew, and what stood before is found."""
+    read(pictures.source, [Mean()], tmp_path)
+    digests, rows = next(tmp_path.rglob("*.digests")), next(tmp_path.rglob("*.rows"))
+    digests.write_bytes(digests.read_bytes()[:-lost])
+    rows.write_bytes(rows.read_bytes() + b"half")
+    reader = Mean()
+    read(pictures.source, [reader], tmp_path)
+    assert reader.seen == (1 if lost <= DIGEST else 2)
+    np.testing.assert_array_equal(collect(pictures.source, [reader], tmp_path)["mean"], reader.read(pictures.pixels))
+
+
+def test_not_a_number_is_never_kept(pictures: Pictures, tmp_path: Path) -> None:
+    class Broken(Mean):
+        def read(self, images: np.ndarray) -> np.ndarray:
+            return np.full((len(images), 2), np.nan, np.float32)
+
+    with pytest.raises(ValueError, match="all finite"):
+        read(pictures.source, [Broken()], tmp_path)
+    assert not list(tmp_path.rglob("*.digests"))
