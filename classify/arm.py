@@ -24,13 +24,14 @@ from classify.arms.rivals import ARMS, Draw
 from classify.slots import load_pools
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
-from cohort.pipeline import FOLDERS
+from cohort.pipeline import FOLDERS, FOLDS, fold_seeds
 from cohort.stage import Stage
 from cohort.tables import Cohort, arm_schema, load_cohort, write_table
 
 log = logging.getLogger(__name__)
 
 FIRST_EXTRA_SEED = 1000  # from here on no rivals: the filter's critics, and the start that all arms share
+SEEDS_OF_FOLDS = frozenset(seed for n_folds in FOLDS for seed in fold_seeds(n_folds))
 
 
 def count_slots(slots: pd.DataFrame) -> dict[str, int]:
@@ -39,12 +40,12 @@ def count_slots(slots: pd.DataFrame) -> dict[str, int]:
     return {"slots": len(slots), **counts, "unfilled": int(slots["unfilled"].sum())}
 
 
-def tail_seen(slots: pd.DataFrame, cohort: Cohort, further: Iterable[pd.DataFrame]) -> dict[str, dict[str, float]]:
+def tail_seen(slots: pd.DataFrame, cohort: Cohort, frames: Iterable[pd.DataFrame]) -> dict[str, dict[str, float]]:
     """Per scarce label: first-phase slots with a positive, how many of them synthetic, and their summed loss weights.
 
-    ``further`` holds the tables, beside the cohort, whose images the slots name.
+    ``frames`` holds the tables whose images the slots name.
     """
-    known = pd.concat([part[["image_id", *cohort.labels]] for part in (cohort.split("train"), *further)])
+    known = pd.concat([part[["image_id", *cohort.labels]] for part in frames])
     first = slots[slots["phase"] == 1]
     labels_of = first["labels_from"].fillna(first["image_id"])
     targets = known.set_index("image_id").loc[labels_of].eq(1).fillna(False).to_numpy(dtype=bool)
@@ -67,7 +68,11 @@ def check_arm(run: Run, arm: str, seed: int) -> None:
     """Raise ``TailfillError`` for an unknown arm, or a seed that the experiment does not have."""
     if arm not in ARMS:
         raise TailfillError(f"arm '{arm}': unknown{nearest(arm, list(ARMS))}")
-    if not (0 <= seed < run.n_seeds or (seed >= FIRST_EXTRA_SEED and arm == "real")):
+    if arm == "fold":
+        if seed not in SEEDS_OF_FOLDS:
+            raise TailfillError(f"arm 'fold': is for critics alone, and arm-seed is {seed}; wanted: 1000 n + k for the "
+                                f"k-th of n folds, n from {FOLDS[0]} to {FOLDS[-1]} (filter.folds), k from 0 on")
+    elif not (0 <= seed < run.n_seeds or (seed >= FIRST_EXTRA_SEED and arm == "real")):
         raise TailfillError(f"arm-seed is {seed}; wanted: 0 to {run.n_seeds - 1} (n_seeds), or for arm 'real' also "
                             f"{FIRST_EXTRA_SEED} and above")
 
@@ -96,7 +101,8 @@ def build_arm(
     slots = ARMS[arm].build(Draw(cohort=cohort, config=config, rng=np.random.default_rng([run.seed, seed]),
                                  frames=frames, seed=seed, n_seeds=run.n_seeds))
     slots["slot_id"], slots["repeat"] = np.arange(len(slots)), slots.groupby("image_id").cumcount()
-    return slots, {"tail_seen": tail_seen(slots, cohort, frames.values())}
+    named = (cohort.split(*ARMS[arm].splits), *frames.values())
+    return slots, {"tail_seen": tail_seen(slots, cohort, named)}
 
 
 def write_arm(run: Run, config: ArmConfig, *, arm: str, seed: int) -> None:

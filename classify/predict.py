@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from classify.arm import check_arm
+from classify.arms.rivals import ARMS
 from classify.learning.features import load_features, logits_of_features
 from classify.learning.models import WEIGHTS, load_card, load_classifier, predict_logits
 from classify.train import train_folder
@@ -89,6 +90,8 @@ def predict(run: Run, config: PredictConfig, *, arm: str, seed: int) -> None:
     torch.set_num_threads(run.threads)
     cohort, stage, accelerator = load_cohort(run.cohort_folder), predict_stage(run, arm=arm, seed=seed), Accelerator()
     folder = train_folder(run, arm, seed)
+    if "val" in ARMS[arm].splits:
+        raise TailfillError(f"arm '{arm}': has learnt from validation images, so nothing is predicted with it")
     complete = stage.is_complete()
     accelerator.wait_for_everyone()
     if complete:

@@ -119,16 +119,17 @@ def _load_further(folder: Path, cohort: Cohort) -> Pool:
 
 
 def load_slots(
-    arm: pd.DataFrame, cohort: Cohort, pools: Mapping[str, Pool], *, size: int, cache: Path | None, threads: int = 2
+    arm: pd.DataFrame, cohort: Cohort, pools: Mapping[str, Pool], *, size: int, cache: Path | None, threads: int = 2,
+    splits: Sequence[str] = ("train",),
 ) -> Slots:
     """Read the images and labels behind an arm table.
 
-    All real training images, and all of each pool that the arm draws on, are read, not only the arm's, so that every
-    arm and seed shares the files in the folder ``cache``. A slot has its image's labels, or those of the image that
-    ``labels_from`` names. Raises ``TailfillError`` for an image that is in none of the tables.
+    All real images of the ``splits`` that the arm may hold, and all of each pool that it draws on, are read, not only
+    the arm's, so that every arm and seed shares the files in the folder ``cache``. A slot has its image's labels, or
+    those of the image that ``labels_from`` names. Raises ``TailfillError`` for an image that is in none of the tables.
     """
-    own = Pool(frame=cohort.split("train"), roots=cohort.roots)
-    used = [own, *(pool for pool in pools.values() if pool.frame["image_id"].isin(arm["image_id"]).any())]
+    own = [Pool(frame=cohort.split(name), roots=cohort.roots) for name in splits]
+    used = [*own, *(pool for pool in pools.values() if pool.frame["image_id"].isin(arm["image_id"]).any())]
     known = pd.Index([image for pool in used for image in pool.frame["image_id"]])
     ordered = arm.sort_values("slot_id")
     index = known.get_indexer(pd.Index(ordered["image_id"]))
@@ -136,8 +137,8 @@ def load_slots(
     for places, column in ((index, "image_id"), (labelled, "labels_from")):
         if (places < 0).any():
             lost = ordered[column].iloc[int(np.argmin(places))]
-            raise TailfillError(f"arm: {column} '{lost}' is neither a training image of the cohort nor one of: "
-                                f"{', '.join(pools) or '(no further table)'}")
+            raise TailfillError(f"arm: {column} '{lost}' is neither a {' or '.join(splits)} image of the cohort nor "
+                                f"one of: {', '.join(pools) or '(no further table)'}")
     targets = np.concatenate([label_matrix(pool.frame, cohort.labels) for pool in used])
     return Slots(
         images=[load_images(pool.paths(), size, cache, threads=threads) for pool in used], index=index,

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from classify.arm import FIRST_EXTRA_SEED, ArmConfig, arm_folder, check_arm, check_phases, pool_folders, write_arm
+from classify.arms.rivals import ARMS
 from classify.learning.features import load_features
 from classify.learning.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
 from classify.learning.losses import LOSSES, best_constant
@@ -260,7 +261,7 @@ def train(job: Job) -> None:
         prepare_patients(job, cohort, pools, arm, stage.folder)
     with accelerator.main_process_first():  # the first writes the cache of pixels, the others read it
         slots = load_slots(arm, cohort, pools, size=job.config.image_size, cache=job.run.folder / "cache",
-                           threads=job.run.threads)
+                           threads=job.run.threads, splits=ARMS[job.arm].splits)
     accelerator.init_trackers("tensorboard" if job.run.tracker == "tensorboard" else "tailfill")  # a folder; a project
     card = make_card(job, cohort, slots)
     shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))

@@ -5,6 +5,7 @@ Stages meet only in folders of a run; this table is the one place that names the
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ BEGUN = "_begun.json"
 class StageEntry:
     """One line of the pipeline: its name, the command to type, the folder that it writes below the run's.
 
-    In folder and command, ARM stands for any arm, SEED for an arm's seed (below 1000), CRITIC for one from 1000 on.
+    In folder and command, ARM stands for any arm, SEED for an arm's seed (below 1000), CRITIC for one from 1000 on,
+    which only the arms `real` and `fold` have.
     """
 
     name: str
@@ -55,8 +57,8 @@ STAGES: tuple[StageEntry, ...] = (
         row="an image made, or its error",
     ),
     StageEntry(
-        name="critic", command="accelerate launch classify/train.py --config C --arm real --arm-seed CRITIC",
-        folder="train/real/seed_CRITIC", row="(weights of the filter's critic, and of the start that the arms share)",
+        name="critic", command="accelerate launch classify/train.py --config C --arm ARM --arm-seed CRITIC",
+        folder="train/ARM/seed_CRITIC", row="(weights of the filter's critics, and of the start that the arms share)",
     ),
     StageEntry(
         name="filter", command="accelerate launch synth/filter.py --config C", folder="synthetic",
@@ -90,6 +92,22 @@ FOLDERS: dict[str, str] = {stage.name: stage.folder for stage in STAGES}
 
 OPTIONAL: tuple[str, ...] = ("oracle", "external", "autoencoder", "reconstruct")
 """Stages that only a run whose configuration has their section needs."""
+
+FOLDS = range(2, 21)
+"""Into how many folds train and validation can be dealt for critics that have not seen what they judge."""
+
+
+def fold_seeds(n_folds: int) -> list[int]:
+    """The seeds of arm `fold` for ``n_folds``, 0 for none: 1000 n + k learns from all of n folds but the k-th."""
+    return [1000 * n_folds + k for k in range(n_folds)]
+
+
+def critics_of(config: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Arm and seed of each run from seed 1000 on that an experiment needs: its start, then the filter's critics."""
+    start, judges = config.get("train", {}).get("init_seed"), config.get("filter", {})
+    plain = dict.fromkeys([*([] if start is None else [start]), *judges.get("critic_seeds", [])])
+    return [("real", seed) for seed in plain] + [("fold", seed) for seed in fold_seeds(judges.get("folds", 0))]
+
 
 SECTIONS: tuple[str, ...] = (
     "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "reconstruct", "arm",

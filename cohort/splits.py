@@ -52,6 +52,17 @@ def rarest_label(frame: pd.DataFrame, labels: Sequence[str]) -> np.ndarray:
     return rarest
 
 
+def deal_folds(frame: pd.DataFrame, labels: Sequence[str], *, n_folds: int, seed: int) -> np.ndarray:
+    """(n,) int from 0 on: the fold of each row of ``frame``, as in ``split_patients``; folds hold whole patients.
+
+    Raises ``TailfillError`` when there are fewer patients than folds.
+    """
+    patients = frame["patient_id"].to_numpy(dtype=str)
+    if len(set(patients)) < n_folds:
+        raise TailfillError(f"{len(set(patients))} patients cannot be dealt into {n_folds} folds")
+    return _deal(rarest_label(frame, labels), patients, n_folds=n_folds, seed=seed)
+
+
 def _draw(frame: pd.DataFrame, labels: Sequence[str], *, share: float, seed: int) -> np.ndarray:
     """(n,) bool: whole patients that hold about ``share`` of the images, and of each label's positives."""
     strata, patients = rarest_label(frame, labels), frame["patient_id"].to_numpy(dtype=str)

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import OPTIONAL, STAGES, StageEntry, folder_state, read_stamp, stage_folders
+from cohort.pipeline import OPTIONAL, STAGES, StageEntry, critics_of, folder_state, read_stamp, stage_folders
 
 
 def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list[Path]:
@@ -28,9 +28,7 @@ def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list
         wanted = [entry.folder.replace("ARM", arm).replace("SEED", str(seed))
                   for seed in range(config.get("n_seeds", 0)) for arm in config.get("arms", [])]
     elif "CRITIC" in entry.folder:
-        start = config.get("train", {}).get("init_seed")
-        seeds = [*([] if start is None else [start]), *config.get("filter", {}).get("critic_seeds", [])]
-        wanted = [entry.folder.replace("CRITIC", str(seed)) for seed in dict.fromkeys(seeds)]
+        wanted = [entry.folder.replace("ARM", arm).replace("CRITIC", str(seed)) for arm, seed in critics_of(config)]
     elif entry.name in OPTIONAL:
         wanted = [entry.folder] if entry.name in config else []
     else:

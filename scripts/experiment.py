@@ -27,7 +27,7 @@ from experiment_config import FURTHER, SCHEMAS, Experiment, fix_endpoint, read_e
 from experiment_processes import run_forked, run_launched, sole_owner
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import FOLDERS, is_stale, read_stamp
+from cohort.pipeline import FOLDERS, critics_of, is_stale, read_stamp
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,8 @@ def list_steps(config: dict[str, Any]) -> Iterator[Step]:
     for stage in ("oracle", "external", "plan"):
         if stage in config:
             yield step(stage)
-    start = config["train"].get("init_seed")
-    for seed in dict.fromkeys([*([] if start is None else [start]), *config["filter"]["critic_seeds"]]):
-        yield step("train", "real", seed)
+    for arm, seed in critics_of(config):
+        yield step("train", arm, seed)
     for stage in ("autoencoder", "finetune", "generate", "filter", "reconstruct"):
         if stage in config:
             yield step(stage)

@@ -12,7 +12,8 @@ images; `unfiltered` with as many of the first round whatever the filter said; `
 their labels shuffled (is it content or regularisation?); `oracle` with new real images of the same site, the most that
 any generator could be worth; `external` with real ones of the site that the generator learnt from.
 `X-reconstructed` has the images of these slots encoded and decoded by the generator's autoencoder. `X-then-real` ends
-on the real images alone. Not promised: that the pool of new images reaches; what is missing is counted as unfilled.
+on the real images alone. `fold` is no rival: it may hold validation images, so critics alone learn from it. Not
+promised: that the pool of new images reaches; what is missing is counted as unfilled.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ import pandas as pd
 from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots
 from classify.arms.layout import NEGATIVE, ArmConfig, real_slots, tail_slots
 from classify.slots import label_matrix, prevalence
+from cohort.splits import deal_folds
 from cohort.tables import RECONSTRUCTED, Cohort
 
 
@@ -63,6 +65,17 @@ def oversample(draw: Draw) -> pd.DataFrame:
     repeats = np.floor(image_factors + draw.rng.random(len(train))).astype(int)
     extra = np.repeat(train["image_id"].to_numpy(), repeats - 1)
     return pd.concat([real(draw), real_slots(extra, "duplicate")], ignore_index=True)
+
+
+def fold(draw: Draw) -> pd.DataFrame:
+    """Seed 1000 n + k: the train and validation images of all but the k-th of n folds of patients, each once.
+
+    The folds are the same in every experiment on the cohort.
+    """
+    n_folds, held_out = divmod(draw.seed, 1000)
+    images = draw.cohort.split("train", "val")
+    folds = deal_folds(images, draw.cohort.labels, n_folds=n_folds, seed=n_folds)
+    return real_slots(images["image_id"][folds != held_out], "real")
 
 
 def duplicate(draw: Draw) -> pd.DataFrame:
@@ -149,6 +162,8 @@ class Arm:
     """The stages, beside the cohort, whose images it uses."""
     has_phase_2: bool = False
     """Whether it ends on slots of its own, for which train.phase_2_share must leave some of the steps."""
+    splits: tuple[str, ...] = ("train",)
+    """Splits of the cohort whose images it may hold; validation only for critics, never for what is compared."""
 
 
 LAYOUT = ("slots_per_class", "negatives")
@@ -157,6 +172,7 @@ FILLED = (*SHARE, "synthetic_loss_weight")
 
 ARMS: dict[str, Arm] = {
     "real": Arm(build=real),
+    "fold": Arm(build=fold, splits=("train", "val")),
     "oversample": Arm(build=oversample, settings=("oversample_threshold",)),
     "duplicate": Arm(build=duplicate, settings=LAYOUT),
     "synthetic": Arm(build=synthetic, settings=FILLED, needs=("filter",)),

@@ -18,6 +18,7 @@ from cohort.stage import require
 from cohort.tables import arm_schema, check_table, read_table
 
 CONFIG = ArmConfig(slots_per_class=10)
+RIVALS = [name for name, arm in ARMS.items() if arm.splits == ("train",)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def build(run, cohort, arm, *, seed=0, config=CONFIG):
     return build_arm(run, cohort, config, arm=arm, seed=seed)
 
 
-@pytest.mark.parametrize("arm", list(ARMS))
+@pytest.mark.parametrize("arm", RIVALS)
 def test_every_arm_is_a_valid_table_holding_each_real_image_first(run, cohort, arm):
     slots, _ = build(run, cohort, arm)
     check_table(slots[list(arm_schema().columns)], arm_schema(), where=arm)
