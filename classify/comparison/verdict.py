@@ -188,12 +188,19 @@ def _numbers(interval: Interval) -> dict[str, Any]:
 
 
 def _text(interval: Interval) -> str:
-    """``+0.012, 95 % interval -0.034 to +0.058, p = 0.51``, or what is missing."""
+    """``+0.012, 95 % interval −0.034 to +0.058, p = 0.51``, or what is missing."""
     if interval.estimate is None:
         return f"undefined ({interval.reason})"
     if interval.low is None or interval.high is None or interval.p is None:
-        return f"{interval.estimate:+.3f}, no interval ({interval.reason})"
-    return f"{interval.estimate:+.3f}, 95 % interval {interval.low:+.3f} to {interval.high:+.3f}, p = {interval.p:.2g}"
+        return f"{_signed(interval.estimate)}, no interval ({interval.reason})"
+    return (f"{_signed(interval.estimate)}, 95 % interval {_signed(interval.low)} to {_signed(interval.high)}, "
+            f"p = {interval.p:.2g}")
+
+
+def _signed(value: float) -> str:
+    """Three digits and a true minus; what rounds to zero has no sign."""
+    text = f"{value:+.3f}".replace("-", "−")
+    return text if float(text[1:]) else text[1:]
 
 
 def _no_difference(largest: float) -> str:
