@@ -17,6 +17,7 @@ is an error. The plan does not promise that the generator can draw what is asked
 
 import logging
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ from cohort.tables import Cohort, load_cohort, plan_schema, write_table
 from prompts.allocate import Allocation, Combinations, add_unseen, allocate, combination_limits, find_combinations
 from prompts.conditioned import choose_starts
 from prompts.phrases import fits, negative_prompt
-from prompts.rows import FROM_NOISE, assemble, describe_patients, evenly, make_positives
+from prompts.rows import NEGATIVE, assemble, deal_variants, describe_patients, evenly, make_positives
 from prompts.scarcity import RULES, Targets, find_scarce, set_targets, train_counts
 
 log = logging.getLogger(__name__)
@@ -120,43 +121,96 @@ def build_plan(cohort: Cohort, config: PlanConfig, *, seed: int, round_: int = 0
     Raises ``TailfillError`` for names that the cohort does not know, for explicit numbers that cannot be met, and when
     nothing is left to ask for.
     """
-    labels = cohort.labels
-    train = cohort.split("train").sort_values("image_id", ignore_index=True)
-    counts = train_counts(train, labels)
-    scarce = find_scarce(config.scarce, labels=labels, groups=cohort.groups, per_class=config.per_class)
+    reality = look(cohort, config)
+    counts, scarce = reality.counts, reality.scarce
     targets = set_targets(counts, scarce, rule=config.rule, total=config.total, floor=config.floor,
                           max_ratio=config.max_ratio, beta=config.beta, per_class=config.per_class)
     wanted = np.array([targets.wanted[label] for label in scarce], np.int64)
     if not wanted.any():
         raise TailfillError("plan: nothing to ask for: " + "; ".join(f"{k}: {v}" for k, v in targets.reasons.items()))
-    matrix = np.column_stack([train[label].fillna(0).to_numpy(np.int8) for label in labels]).astype(bool)
-    columns = [labels.index(label) for label in scarce]
-    combinations, n_unspeakable = _candidates(matrix, columns, labels, allow_unseen=config.allow_unseen)
-    limits = combination_limits(combinations, columns, wanted, spread=config.spread, max_repeat=config.max_repeat)
-    allocation = allocate(combinations.vectors, scarce=columns, targets=wanted, limits=limits,
-                          weight=combinations.weight)
+    limits = combination_limits(reality.combinations, reality.columns, wanted, spread=config.spread,
+                                max_repeat=config.max_repeat)
+    allocation = allocate(reality.combinations.vectors, scarce=reality.columns, targets=wanted, limits=limits,
+                          weight=reality.combinations.weight)
     reasons = _shortfalls(scarce, wanted, allocation, targets, config, counts)
-    rng = np.random.default_rng([seed, round_])
-    positives = make_positives(combinations, allocation.counts, wanted, scarce=columns, rng=rng)
-    n = len(positives.charged)
-    if not n:
+    if not allocation.counts.any():
         raise TailfillError("plan: nothing can be asked for: " + "; ".join(f"{k}: {v}" for k, v in reasons.items()))
+    rows = make_rows(reality, config, allocation.counts, wanted, seed=seed, round_=round_)
+    return plan_of(rows, reality, wanted=targets.wanted, reasons=reasons,
+                   combinations=int((allocation.counts > 0).sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reality:
+    """What the real train images say: N images in the order of their ids, L labels, S scarce ones."""
+
+    cohort: Cohort
+    train: pd.DataFrame
+    counts: pd.DataFrame
+    """As :func:`prompts.scarcity.train_counts` has it."""
+    scarce: list[str]
+    matrix: np.ndarray
+    """bool (N, L): the labels, unknown as false."""
+    combinations: Combinations
+    """The K candidates that a prompt can say."""
+    n_unspeakable: int
+
+    @property
+    def columns(self) -> list[int]:
+        """The columns of the scarce labels."""
+        return [self.cohort.labels.index(label) for label in self.scarce]
+
+
+def look(cohort: Cohort, config: PlanConfig) -> Reality:
+    """Count and list; raises ``TailfillError`` for names that the cohort does not know."""
+    labels = cohort.labels
+    train = cohort.split("train").sort_values("image_id", ignore_index=True)
+    scarce = find_scarce(config.scarce, labels=labels, groups=cohort.groups, per_class=config.per_class)
+    matrix = np.column_stack([train[label].fillna(0).to_numpy(np.int8) for label in labels]).astype(bool)
+    combinations, n_unspeakable = _candidates(matrix, [labels.index(label) for label in scarce], labels,
+                                              allow_unseen=config.allow_unseen)
+    return Reality(cohort=cohort, train=train, counts=train_counts(train, labels), scarce=scarce, matrix=matrix,
+                   combinations=combinations, n_unspeakable=n_unspeakable)
+
+
+def make_rows(
+    reality: Reality, config: PlanConfig, counts: np.ndarray, wanted: np.ndarray, *, seed: int, round_: int,
+    phrasings: Mapping[int, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """The rows of a round: ``counts``, int (K,), one or more images in all, of each combination, and their negatives.
+
+    ``wanted``: int (S,), by which an image with several scarce findings is charged. ``phrasings``: as ``deal_variants``
+    has them. The same arguments give the same rows.
+    """
+    train, matrix, labels = reality.train, reality.matrix, reality.cohort.labels
+    rng = np.random.default_rng([seed, round_])
+    positives = make_positives(reality.combinations, counts, wanted, scarce=reality.columns, rng=rng)
     patients = describe_patients(train, matrix, positives, age_jitter=config.age_jitter, rng=rng)
-    vectors, has_negative = combinations.vectors[positives.combination], evenly(n, config.negatives_per_positive)
-    starts = choose_starts(train, matrix, vectors, positives, labels=labels, scarce=columns, has_negative=has_negative,
-                           share=config.image_conditioned)
-    rows = assemble(
-        train, labels, vectors, positives, patients, starts=starts, strength=config.strength, scarce=columns,
-        has_negative=has_negative, seed=seed, round_=round_, batch_size=config.batch_size,
-        negative_prompt=negative_prompt(), rng=rng,
+    vectors = reality.combinations.vectors[positives.combination]
+    has_negative = evenly(len(vectors), config.negatives_per_positive)
+    starts = choose_starts(train, matrix, vectors, positives, labels=labels, scarce=reality.columns,
+                           has_negative=has_negative, share=config.image_conditioned)
+    return assemble(
+        train, labels, vectors, positives, patients, variant=deal_variants(positives.charged, phrasings or {}, rng),
+        starts=starts, strength=config.strength, scarce=reality.columns, has_negative=has_negative, seed=seed,
+        round_=round_, batch_size=config.batch_size, negative_prompt=negative_prompt(),
     )
+
+
+def plan_of(
+    rows: pd.DataFrame, reality: Reality, *, wanted: Mapping[str, int], reasons: Mapping[str, str],
+    combinations: int,
+) -> Plan:
+    """The rows with their budget and counts; ``combinations``: how many were asked for."""
+    negative = rows["charged_to"] == NEGATIVE
+    conditioned = rows["init_image_id"].notna()
     return Plan(
-        rows=rows, budget=_budget(cohort, counts, rows, scarce, targets.wanted, reasons),
-        counts={"planned": len(rows), "positives": n, "negatives": len(rows) - n,
-                "extrapolated": int((positives.source < 0).sum()),
-                "conditioned_positives": int((starts.positive != FROM_NOISE).sum()),
-                "conditioned_negatives": int((starts.negative != FROM_NOISE).sum())},
-        extra={"scarce": scarce, "combinations": int((allocation.counts > 0).sum()), "unspeakable": n_unspeakable},
+        rows=rows, budget=_budget(reality, rows, wanted, reasons),
+        counts={"planned": len(rows), "positives": int((~negative).sum()), "negatives": int(negative.sum()),
+                "extrapolated": int((~negative & rows["label_source_id"].isna()).sum()),
+                "conditioned_positives": int((conditioned & ~negative).sum()),
+                "conditioned_negatives": int((conditioned & negative).sum())},
+        extra={"scarce": reality.scarce, "combinations": combinations, "unspeakable": reality.n_unspeakable},
     )
 
 
@@ -196,15 +250,15 @@ def _shortfalls(
 
 
 def _budget(
-    cohort: Cohort, counts: pd.DataFrame, rows: pd.DataFrame, scarce: list[str], wanted: dict[str, int],
-    reasons: dict[str, str],
+    reality: Reality, rows: pd.DataFrame, wanted: Mapping[str, int], reasons: Mapping[str, str]
 ) -> pd.DataFrame:
     """One row per label of the cohort; those that are not scarce have no target, and ``carried`` shows the padding."""
-    positive = rows[rows["charged_to"] != "negative"]
+    positive = rows[rows["charged_to"] != NEGATIVE]
     charged = positive["charged_to"].value_counts()
-    labels = cohort.labels
+    labels, counts = reality.cohort.labels, reality.counts
     return pd.DataFrame({
-        "label": labels, "group": [cohort.groups[label] for label in labels], "scarce": [k in scarce for k in labels],
+        "label": labels, "group": [reality.cohort.groups[label] for label in labels],
+        "scarce": [k in reality.scarce for k in labels],
         "n_real": counts.loc[labels, "n_real"].to_numpy(), "prevalence": counts.loc[labels, "prevalence"].to_numpy(),
         "target": [wanted.get(label, 0) for label in labels],
         "charged": [int(charged.get(label, 0)) for label in labels],

@@ -14,6 +14,7 @@ the source's, the patient is another one of the class, unless the row starts fro
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +22,14 @@ import pandas as pd
 
 from prompts.allocate import Combinations, charge
 from prompts.phrases import N_VARIANTS, phrase
+from prompts.scarcity import share_out
 
 NOTHING_LABELS = ("Normal", "No Finding")
 """Labels that say that there is no finding; a negative without any finding left carries them where they exist."""
 
 
+NEGATIVE = "negative"
+"""What a matched negative is charged to, in place of a label."""
 FROM_NOISE = -1
 """In place of the row number of the train image that a row of the plan starts from."""
 
@@ -88,6 +92,22 @@ def evenly(n: int, share: float) -> np.ndarray:
     return np.diff(np.floor(np.arange(n + 1) * share + 1e-9)).astype(bool)
 
 
+def deal_variants(charged: np.ndarray, shares: Mapping[int, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """The phrasing of each positive, 0 to ``N_VARIANTS`` - 1: dealt evenly where ``shares`` are empty.
+
+    Else ``shares`` holds for each charged class, int (P,), the relative weights (N_VARIANTS,) of the phrasings among
+    its positives.
+    """
+    if not shares:
+        return deal(np.arange(N_VARIANTS), len(charged), rng)
+    variant = np.empty(len(charged), np.int64)
+    for label in np.unique(charged):
+        rows = np.flatnonzero(charged == label)
+        counts = share_out(len(rows), weights=shares[int(label)], caps=np.full(N_VARIANTS, np.inf))
+        variant[rows] = rng.permutation(np.repeat(np.arange(N_VARIANTS), counts))
+    return variant
+
+
 def describe_patients(
     train: pd.DataFrame, matrix: np.ndarray, positives: Positives, *, age_jitter: int, rng: np.random.Generator
 ) -> pd.DataFrame:
@@ -134,12 +154,14 @@ def remove_scarce(vectors: np.ndarray, scarce: list[int], labels: list[str]) -> 
 
 def assemble(
     train: pd.DataFrame, labels: list[str], vectors: np.ndarray, positives: Positives, patients: pd.DataFrame, *,
-    starts: Starts, strength: float, scarce: list[int], has_negative: np.ndarray, seed: int, round_: int,
-    batch_size: int, negative_prompt: str, rng: np.random.Generator,
+    variant: np.ndarray, starts: Starts, strength: float, scarce: list[int], has_negative: np.ndarray, seed: int,
+    round_: int, batch_size: int, negative_prompt: str,
 ) -> pd.DataFrame:
-    """The plan: every positive, followed by its matched negative where ``has_negative``, bool (P,), says so."""
+    """The plan: every positive, followed by its matched negative where ``has_negative``, bool (P,), says so.
+
+    ``variant``: int (P,), the phrasing of each positive and of its negative.
+    """
     n = len(vectors)
-    variant = deal(np.arange(N_VARIANTS), n, rng)
     owner = np.repeat(np.arange(n), 1 + has_negative)
     is_negative = np.concatenate([[False], owner[1:] == owner[:-1]])
     asked = np.where(is_negative[:, None], remove_scarce(vectors, scarce, labels)[owner], vectors[owner])
@@ -149,16 +171,21 @@ def assemble(
     view, age, sex = (patients[key].to_numpy() for key in ("view", "age", "sex"))
     image_id = np.array([*train["image_id"], None], object)  # row -1: none
     columns: dict[str, object] = {
-        "sample_id": [_digest(seed, round_, i).hex()[:16] for i in range(len(owner))],
+        "sample_id": [sample_id(seed, round_, i) for i in range(len(owner))],
         "prompt": _prompts(asked, labels, view, age, sex, variant[owner]), "negative_prompt": negative_prompt,
         **{label: asked[:, i].astype(np.int8) for i, label in enumerate(labels)},
         "view": view, "age": age, "sex": sex,
-        "charged_to": np.where(is_negative, "negative", np.array(labels, object)[positives.charged[owner]]),
+        "charged_to": np.where(is_negative, NEGATIVE, np.array(labels, object)[positives.charged[owner]]),
         "label_source_id": image_id[positives.source[owner]], "init_image_id": image_id[start],
         "strength": np.where(start == FROM_NOISE, np.nan, strength),
         "seed": _noise_seeds(seed, round_, owner), "batch": np.arange(len(owner)) // batch_size, "round": round_,
     }
     return pd.DataFrame(columns)
+
+
+def sample_id(seed: int, round_: int, index: int) -> str:
+    """The id of a row: a hash of the plan's seed, the round, and the row's number in it."""
+    return _digest(seed, round_, index).hex()[:16]
 
 
 def _prompts(
