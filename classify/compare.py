@@ -9,7 +9,8 @@ split and the endpoint's weights enter the comparison; the validation split give
     intervals.parquet    the same rows with the parts of each interval, plain p, and draws that lost a class
     metrics.parquet      arm, seed, weights, split, class or group, metric
     seeds.parquet        the paired delta of each seed
-    thresholds.parquet   the logit from which on F1 predicts a finding, and its optimistic F1 on validation
+    thresholds.parquet   the logit from which on F1 predicts a finding, its optimistic F1 on validation, and the
+                         temperature of that training
     reliability.parquet  the calibration bins of each class
     recovered.parquet    where there is an oracle: the share of its gain that each arm recovers
     controls.parquet     where the cohort has negative controls: what each arm gained on them
@@ -33,6 +34,7 @@ import pandas as pd
 from classify.comparison.controls import control_rows, control_sentence
 from classify.comparison.intervals import patient_draws
 from classify.comparison.measuring import (
+    UNDER_200,
     Scored,
     choose_thresholds,
     groups_of,
@@ -54,7 +56,7 @@ from cohort.tables import Cohort, comparison_schema, load_cohort, write_table
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("head", "medium", "tail", "all")
+GROUPS = ("head", "medium", "tail", UNDER_200, "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Endpoint:
     metric: str = "AP"
     """AP, AUROC or F1."""
     group: str = "tail"
-    """head, medium, tail or all."""
+    """head, medium, tail, under_200 (findings with fewer positive train images) or all."""
     arm: str = "synthetic"
     """The arm that has to prove itself."""
     rival: str = "duplicate"

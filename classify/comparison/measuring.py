@@ -16,7 +16,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from classify.comparison.intervals import Array, bootstrap, mean_over_classes
-from classify.comparison.metrics import METRICS, ClassMetrics, choose_threshold, reliability, support, undefined_reason
+from classify.comparison.metrics import (
+    METRICS,
+    ClassMetrics,
+    choose_threshold,
+    fit_temperature,
+    reliability,
+    support,
+    undefined_reason,
+)
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.labels import CONTROL
@@ -24,6 +32,12 @@ from cohort.stage import verify
 from cohort.tables import Cohort, predictions_schema, read_table
 
 SPLITS = ("val", "test")
+CHOSEN = {"F1": "threshold", "ECE_T": "temperature"}
+"""Metric to what it takes from the validation split."""
+UNDER_200 = "under_200"
+FEW_POSITIVES = 200
+"""Positive train images below which a finding is in ``under_200``, whatever its prevalence: a large cohort's tail can
+have thousands, and a small one's head fewer than these. Chosen by hand."""
 Key = tuple[str, int, str]
 """Arm, seed, weights."""
 
@@ -47,12 +61,16 @@ class Scored:
 
 def groups_of(cohort: Cohort) -> dict[str, list[int]]:
     """Columns of the labels in each group; ``all`` holds every finding, and ``control`` is there if the cohort has any.
+
+    ``under_200`` cuts across head, medium and tail: findings with fewer positive train images than 200.
     """
     groups = {group: [cohort.labels.index(label) for label in cohort.in_group(group)]
               for group in ("head", "medium", "tail", CONTROL)}
     controls = groups.pop(CONTROL)
     findings = [at for at in range(len(cohort.labels)) if at not in controls]
-    return groups | {"all": findings} | ({CONTROL: controls} if controls else {})
+    train = cohort.split("train")
+    few = [at for at in findings if int((train[cohort.labels[at]] == 1).sum()) < FEW_POSITIVES]
+    return groups | {UNDER_200: few, "all": findings} | ({CONTROL: controls} if controls else {})
 
 
 def read_scored(folders: Mapping[tuple[str, int], Path], cohort: Cohort, *, weights: str) -> dict[str, Scored]:
@@ -84,14 +102,19 @@ def read_scored(folders: Mapping[tuple[str, int], Path], cohort: Cohort, *, weig
 
 
 def choose_thresholds(val: Scored, labels: Sequence[str]) -> pd.DataFrame:
-    """F1's threshold (a logit) per arm, seed, weights and label, from the validation split; null without a positive."""
+    """F1's threshold (a logit) per arm, seed, weights and label, from the validation split; null without a positive.
+
+    ``temperature`` is one per arm, seed and weights; null as in ``metrics.fit_temperature``.
+    """
     rows = []
     for (arm, seed, weights), logits in val.logits.items():
+        temperature = fit_temperature(labels=val.labels, logits=logits)
         for at, label in enumerate(labels):
             found = choose_threshold(labels=val.labels[:, at], logits=logits[:, at])
             rows.append({
                 "arm": arm, "seed": seed, "weights": weights, "label": label,
                 "threshold": np.nan if found is None else found[0], "f1_val": np.nan if found is None else found[1],
+                "temperature": np.nan if temperature is None else temperature,
                 "n_positive_images": int((val.labels[:, at] == 1).sum()),
                 "reason": "no positives in val" if found is None else None,
             })
@@ -129,7 +152,7 @@ def resample(scored: Mapping[str, Scored], cohort: Cohort, run: Run, *, weights:
 def metric_rows(scored: Mapping[str, Scored], cohort: Cohort) -> pd.DataFrame:
     """The table ``metrics``: every arm, seed, weights, split, class and group, and metric.
 
-    F1 on ``val`` is null: its thresholds were chosen there.
+    F1 and ECE_T on ``val`` are null: thresholds and temperature were chosen there.
     """
     rows = []
     members = {label: [at] for at, label in enumerate(cohort.labels)} | groups_of(cohort)
@@ -153,20 +176,21 @@ def null_reason(metric: str, labels: Array, *, split: str) -> str:
     """Why a metric of a class or group has no value; ``labels``: float64 (n_images, n_classes of the group)."""
     if labels.shape[1] == 0:
         return "no class in this group"
-    if metric == "F1" and split == "val":
-        return "its threshold was chosen on this split"
-    reasons = [undefined_reason(metric, labels=column, has_threshold=False, split=split) for column in labels.T]
+    if metric in CHOSEN and split == "val":
+        return f"its {CHOSEN[metric]} was chosen on this split"
+    reasons = [undefined_reason(metric, labels=column, fitted=False, split=split) for column in labels.T]
     return "; ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
 
 
 def _prepare(scored: Mapping[str, Scored], key: Key, split: str) -> list[ClassMetrics]:
-    """One evaluator per label; thresholds come from the validation split and are used on the test split only."""
+    """One evaluator per label; thresholds and temperature come from validation and are used on the test split only."""
     part, val = scored[split], scored["val"]
+    temperature = fit_temperature(labels=val.labels, logits=val.logits[key]) if split == "test" else None
     found = []
     for at in range(part.labels.shape[1]):
         chosen = choose_threshold(labels=val.labels[:, at], logits=val.logits[key][:, at]) if split == "test" else None
         found.append(ClassMetrics(labels=part.labels[:, at], logits=part.logits[key][:, at],
-                                  threshold=None if chosen is None else chosen[0]))
+                                  threshold=None if chosen is None else chosen[0], temperature=temperature))
     return found
 
 

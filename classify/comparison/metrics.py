@@ -12,6 +12,8 @@ logits share one threshold. Weights that are counts are summed exactly in float6
   the logit (equal logits never part), sum over bins of |sum of (label - sigmoid(logit))| / number of images. The bins
   are fixed by the images, not by the weights. It is biased upward in small sets, and asymmetric loss trains for
   ranking, not for calibration: read it as a warning about the probabilities, never as a ranking of arms.
+- **ECE_T**: the same after the logits are divided by one temperature for all classes, fitted on the validation split
+  (Guo et al. 2017). What is left is the part that no single number mends; no ranking metric changes.
 
 Undefined is not zero: the value is NaN here, null in a table, and ``undefined_reason`` says why. AP of a class without
 negatives is undefined too (it is 1 whatever the model says). Unknown labels are left out, class by class.
@@ -19,30 +21,38 @@ negatives is undefined too (it is 1 whatever the model says). Unknown labels are
 Not promised: anything about a metric's uncertainty (``intervals``), or one number over several label sets.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandera.pandas as pa
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve
 
 Array = NDArray[np.float64]
 
-METRICS = ("AP", "AUROC", "F1", "ECE")
+METRICS = ("AP", "AUROC", "F1", "ECE", "ECE_T")
 HIGHER_IS_BETTER = ("AP", "AUROC", "F1")
+CALIBRATION = ("ECE", "ECE_T")
+"""Defined by every known label, not by the positive ones alone."""
 N_BINS = 15
 """Bins of the calibration error; 15 as in Guo et al. 2017, of equal mass as in Nixon et al. 2019 (adaptive ECE)."""
+TEMPERATURES = (0.05, 20.0)
+"""Temperatures that a fit may return; a fit at an end says that the logits do not rank, or rank without an error."""
 
 
 class ClassMetrics:
     """The metrics of one class under any number of image weights; sorts once.
 
     ``labels``: float (n_images,), 1, 0 or NaN for unknown. ``logits``: float (n_images,), any real number.
-    ``threshold``: the logit from which on F1 predicts the finding, or None.
+    ``threshold``: the logit from which on F1 predicts the finding, or None. ``temperature``: what ECE_T divides the
+    logits by, above 0, or None.
     """
 
-    def __init__(self, *, labels: Array, logits: Array, threshold: float | None = None) -> None:
+    def __init__(self, *, labels: Array, logits: Array, threshold: float | None = None,
+                 temperature: float | None = None) -> None:
         known = np.flatnonzero(~np.isnan(labels))
         self.order = known[np.argsort(-logits[known], kind="stable")]
         y, z = labels[self.order], np.asarray(logits, dtype=np.float64)[self.order]
@@ -55,11 +65,12 @@ class ClassMetrics:
         self.bounds = bounds[bounds < len(z)]
         self.above, self.upto = np.searchsorted(self.bounds, starts), np.searchsorted(self.bounds, ends)
         self.n_predicted = None if threshold is None else int(np.searchsorted(-z, -threshold, side="right"))
-        self.residual = (y - expit(z))[:, None]
-        self.bins = _bin_starts(tie_starts, tie_of)
+        scales = (1.0,) if temperature is None else (1.0, temperature)
+        self.residuals = np.stack([y - expit(z / scale) for scale in scales])
+        self.bins = list(pairwise([*_bin_starts(tie_starts, tie_of), len(z)]))
 
     def __call__(self, weights: Array) -> Array:
-        """The metrics in the order of ``METRICS`` as float64 (4, n_draws); NaN where undefined.
+        """The metrics in the order of ``METRICS`` as float64 (5, n_draws); NaN where undefined.
 
         ``weights``: float64 (n_images, n_draws), 0 or more; one column is one draw.
         """
@@ -69,7 +80,8 @@ class ClassMetrics:
         rows = np.take(weights, self.order, axis=0)
         total = rows.sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            values[3] = np.abs(np.add.reduceat(rows * self.residual, self.bins, axis=0)).sum(axis=0) / total
+            gaps = sum(np.abs(self.residuals[:, low:high] @ rows[low:high]) for low, high in self.bins)
+            values[3 : 3 + len(self.residuals)] = gaps / total
             if len(self.positives):
                 positive = np.take(rows, self.positives, axis=0)
                 values[0], values[1] = self._ranking(rows, positive)
@@ -112,16 +124,36 @@ def choose_threshold(*, labels: Array, logits: Array) -> tuple[float, float] | N
     return float(thresholds[best]), float(f1[best])
 
 
-def undefined_reason(metric: str, *, labels: Array, has_threshold: bool, split: str) -> str | None:
-    """Why ``metric`` of a class has no value on a split, or None where it has one. ``labels``: float (n_images,)."""
+def fit_temperature(*, labels: Array, logits: Array) -> float | None:
+    """The temperature with the lowest cross-entropy on the validation split, one for all its classes.
+
+    ``labels`` (1, 0 or NaN) and ``logits``: float (n_images, n_classes). None where no known label is positive or none
+    is negative. The loss is convex in the inverse temperature; the answer stays within ``TEMPERATURES``.
+    """
+    known = ~np.isnan(labels)
+    y, z = labels[known], np.asarray(logits, dtype=np.float64)[known]
+    if not (y == 1).any() or not (y == 0).any():
+        return None
+    found = minimize_scalar(lambda inverse: float((np.logaddexp(0, inverse * z) - y * inverse * z).mean()),
+                            bounds=(1 / TEMPERATURES[1], 1 / TEMPERATURES[0]), method="bounded")
+    return float(1 / found.x)
+
+
+def undefined_reason(metric: str, *, labels: Array, fitted: bool, split: str) -> str | None:
+    """Why ``metric`` of a class has no value on a split, or None where it has one. ``labels``: float (n_images,).
+
+    ``fitted``: whether validation gave what the metric takes from there, F1's threshold or ECE_T's temperature.
+    """
     if np.isnan(labels).all():
         return f"no known labels in {split}"
     if metric == "ECE":
         return None
+    if metric == "ECE_T":
+        return None if fitted else "no positives or no negatives in val, so no temperature"
     if not (labels == 1).any():
         return f"no positives in {split}"
     if metric == "F1":
-        return None if has_threshold else "no positives in val, so no threshold"
+        return None if fitted else "no positives in val, so no threshold"
     return None if (labels == 0).any() else f"no negatives in {split}"
 
 

@@ -24,7 +24,7 @@ from classify.comparison.intervals import (
     patient_df,
 )
 from classify.comparison.measuring import Scored, null_reason
-from classify.comparison.metrics import METRICS, support
+from classify.comparison.metrics import CALIBRATION, METRICS, support
 from cohort.labels import MIN_POSITIVE_PATIENTS
 
 
@@ -119,7 +119,7 @@ class Source:
     def _patients(self, at: int, metric: int) -> int:
         """Patients that a class's variance rests on: positive ones, or for calibration all with a known label."""
         column = self.scored.labels[:, at]
-        chosen = ~np.isnan(column) if METRICS[metric] == "ECE" else column == 1
+        chosen = ~np.isnan(column) if METRICS[metric] in CALIBRATION else column == 1
         return len(np.unique(self.scored.patients[chosen]))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from classify.comparison.measuring import UNDER_200
 from classify.comparison.pairs import ABOUT, rivals_of
 from classify.pages.blocks import DASH, Notes, Table, is_null, signed
 from classify.pages.evidence import GROUPS, Evidence
@@ -18,7 +19,8 @@ def row_name(evidence: Evidence, name: str) -> str:
         return name
     defined, undefined = evidence.members(name)
     of_all = f" (of\u00a0{len(defined) + len(undefined)})" if undefined else ""
-    return f"{name.capitalize()}, mean\u00a0of\u00a0{len(defined)}{of_all}"
+    shown = "Under 200 positives" if name == UNDER_200 else name.capitalize()
+    return f"{shown}, mean\u00a0of\u00a0{len(defined)}{of_all}"
 
 
 def arm_table(evidence: Evidence) -> Table:

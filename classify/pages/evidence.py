@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from classify.comparison.measuring import groups_of
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.labels import CONTROL
@@ -28,7 +29,7 @@ from cohort.tables import (
     synthetic_schema,
 )
 
-GROUPS = ("tail", "medium", "head", "all")
+GROUPS = ("tail", "medium", "head", "under_200", "all")
 """The order in which groups are shown: what the tool is about comes first."""
 
 
@@ -111,7 +112,7 @@ class Evidence:
         """A group's labels with a value of the endpoint's metric, over which its mean runs, and the rest."""
         table, metric = self.comparison, self.endpoint["metric"]
         defined = set(table[(table["metric"] == metric) & table["rival"].isna() & table["value"].notna()]["label"])
-        labels = [x for x in self.cohort.labels if self.cohort.groups[x] in ((group,) if group != "all" else GROUPS)]
+        labels = [self.cohort.labels[at] for at in groups_of(self.cohort)[group]]
         return [label for label in labels if label in defined], [label for label in labels if label not in defined]
 
     def support(self, label: str) -> tuple[int, int] | None:

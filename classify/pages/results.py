@@ -19,6 +19,8 @@ from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, n
 from classify.pages.evidence import GROUPS, Evidence
 from classify.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 
+METRIC_NAMES = {"ECE": "Calibration error (ECE)", "ECE_T": "Calibration error after one temperature (ECE_T)"}
+"""Metric to its heading, where that is not its name."""
 FIDELITY_SETS = {"kept": 3, "made": 1, "real floor": 0}
 """Set of images -> series of its mark."""
 
@@ -211,7 +213,8 @@ def metrics_chapter(evidence: Evidence) -> Chapter:
     return Chapter(
         anchor="metrics", title="Ranking, decisions, calibration", blocks=tuple(blocks),
         words=("AUROC is the chance that a positive image ranks above a negative one; F1 takes each class's threshold "
-               "from validation; ECE is the gap between stated and observed probability. Test split, "
+               "from validation; ECE is the gap between stated and observed probability, ECE_T what is left of it when "
+               "each training's logits are divided by one temperature, fitted on validation. Test split, "
                f"{weights} weights.",),
         sources=("comparison/metrics.parquet",),
     )
@@ -229,4 +232,5 @@ def _metric_table(evidence: Evidence, table: pd.DataFrame, metric: str) -> Table
         spread = f" ± {number(values.std(), 3)}" if len(values) > 1 else ""
         return number(values.mean()) + spread
 
-    return _result_table(evidence, title=f"{metric}, mean ± standard deviation over seeds", value=value, notes=notes)
+    name = METRIC_NAMES.get(metric, metric)
+    return _result_table(evidence, title=f"{name}, mean ± standard deviation over seeds", value=value, notes=notes)

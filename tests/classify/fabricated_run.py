@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from classify.comparison.controls import COLUMNS, control_sentence
+from classify.comparison.metrics import METRICS
 from classify.comparison.pairs import ABOUT, default_pairs, slot_rivals
 from classify.comparison.recovered import recovered_sentence
 from cohort.config import Run
@@ -191,7 +192,7 @@ def build_comparison(folder: Path, labels: dict[str, str], rng: np.random.Genera
          "value": None if label == "Hernia" and metric == "F1" else rng.random(), "n_positive_images": images,
          "n_positive_patients": patients, "reason": "1 validation positive" if label == "Hernia" else None}
         for arm in arms for seed in range(3) for weights in ("raw", "ema") for split in ("val", "test")
-        for label, (images, patients) in supports.items() for metric in ("AP", "AUROC", "F1", "ECE")])
+        for label, (images, patients) in supports.items() for metric in METRICS])
     tables = {"metrics.parquet": metrics}
     verdict: dict[str, Any] = {
         "verdict": "cannot say (too few positives)",

@@ -28,7 +28,7 @@ def test_tables_are_complete_and_agree_with_scikit_learn(fake, monkeypatch):
     pairs = [tuple(pair) for pair in stamp["extra"]["pairs"]]
     assert set(pairs) == {("oversample", "real"), ("duplicate", "real"), ("synthetic", "real"),
                           ("synthetic", "oversample"), ("synthetic", "duplicate")}
-    n_rows = len(METRICS) * (len(LABELS) + 4)
+    n_rows = len(METRICS) * (len(LABELS) + 5)
     assert len(comparison) == n_rows * (len(fake.arms) + len(pairs)) == stamp["counts"]["rows"]
     assert len(metrics) == n_rows * len(fake.arms) * 3 * 2 * 2
     test = fake.predictions("duplicate", 1).query("split == 'test' and weights == 'ema'")
@@ -40,6 +40,22 @@ def test_tables_are_complete_and_agree_with_scikit_learn(fake, monkeypatch):
         assert found["value"].item() == pytest.approx(function(y, z), abs=1e-12)
     thresholds = fake.table("thresholds")
     assert set(thresholds.loc[thresholds["threshold"].isna(), "label"]) == {"Fibrosis"}
+
+
+def test_a_group_of_findings_with_few_train_images_cuts_across_the_others(fake, monkeypatch):
+    train = fake.frame.assign(image_id=[f"t{n:04}" for n in range(len(fake.frame))], split="train",
+                              patient_id=[f"q{n}" for n in range(len(fake.frame))], **dict.fromkeys(LABELS, 0))
+    many = pd.DataFrame({"Effusion": [1] * 200 + [0] * 120, "Edema": [1] * 199 + [0] * 121})
+    fake.frame = pd.concat([fake.frame, train.assign(**many)], ignore_index=True)
+    fake.write_cohort()
+    fake.frame = fake.frame[fake.frame["split"] != "train"].reset_index(drop=True)
+    fake.predict().compare(monkeypatch)
+    rows = fake.table("comparison").query("arm == 'synthetic' and rival == 'duplicate'")
+    for metric in METRICS:
+        delta = rows[rows["metric"] == metric].set_index("label")["delta"]
+        assert delta["under_200"] == pytest.approx(delta[["Nodule", "Edema", "Hernia", "Fibrosis"]].mean())
+    thresholds = fake.table("thresholds")
+    assert (thresholds.groupby(["arm", "seed", "weights"])["temperature"].nunique() == 1).all()
 
 
 def test_deltas_and_groups_add_up(fake, monkeypatch):

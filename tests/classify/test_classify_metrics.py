@@ -12,6 +12,7 @@ from classify.comparison.metrics import (
     N_BINS,
     ClassMetrics,
     choose_threshold,
+    fit_temperature,
     reliability,
     support,
     undefined_reason,
@@ -26,9 +27,10 @@ def draw_class(seed: int, *, n: int = 300, prevalence: float = 0.1, decimals: in
     return labels, np.round(logits, decimals) if decimals is not None else logits, rng
 
 
-def plain(labels, logits, threshold=None):
+def plain(labels, logits, threshold=None, temperature=None):
     """The metrics with weight 1 for each image."""
-    values = ClassMetrics(labels=labels, logits=logits, threshold=threshold)(np.ones((len(labels), 1)))[:, 0]
+    evaluate = ClassMetrics(labels=labels, logits=logits, threshold=threshold, temperature=temperature)
+    values = evaluate(np.ones((len(labels), 1)))[:, 0]
     return dict(zip(METRICS, values, strict=True))
 
 
@@ -85,13 +87,32 @@ def test_calibration_error_is_small_for_true_probabilities_and_large_for_inflate
     assert plain(labels, logits + 2)["ECE"] > 0.15
 
 
+def test_a_temperature_mends_what_is_only_scaled_and_moves_no_ranking():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(-1, 1.5, (20_000, 3))
+    labels = np.where(rng.random(truth.shape) < 0.1, np.nan, rng.random(truth.shape) < expit(truth))
+    scales = (0.25, 1.0, 4.0)
+    for scale in scales:
+        temperature = fit_temperature(labels=labels, logits=scale * truth)
+        assert temperature == pytest.approx(scale, rel=0.05)
+        found = plain(labels[:, 0], scale * truth[:, 0], 0.0, temperature)
+        assert found["ECE_T"] < 0.02
+        assert found["ECE"] > 0.05 or scale == 1
+        divided = plain(labels[:, 0], scale * truth[:, 0] / temperature, 0.0)
+        assert found["ECE_T"] == pytest.approx(divided["ECE"], abs=1e-12)
+        assert {m: found[m] for m in METRICS[:3]} == pytest.approx({m: divided[m] for m in METRICS[:3]}, abs=1e-12)
+    assert fit_temperature(labels=np.zeros((5, 2)), logits=truth[:5, :2]) is None
+    assert fit_temperature(labels=np.full((5, 2), np.nan), logits=truth[:5, :2]) is None
+
+
 @pytest.mark.parametrize("decimals", [None, 0])
 def test_row_order_does_not_matter(decimals):
     labels, logits, rng = draw_class(3, decimals=decimals)
     weights = rng.poisson(1, (300, 5)).astype(float)
     mixed = rng.permutation(300)
-    straight = ClassMetrics(labels=labels, logits=logits, threshold=0.2)(weights)
-    shuffled = ClassMetrics(labels=labels[mixed], logits=logits[mixed], threshold=0.2)(weights[mixed])
+    straight = ClassMetrics(labels=labels, logits=logits, threshold=0.2, temperature=1.7)(weights)
+    shuffled = ClassMetrics(labels=labels[mixed], logits=logits[mixed], threshold=0.2,
+                            temperature=1.7)(weights[mixed])
     np.testing.assert_allclose(straight, shuffled, rtol=0, atol=1e-13)
 
 
@@ -100,7 +121,7 @@ def test_unknown_labels_are_left_out():
     masked = labels.copy()
     masked[rng.random(300) < 0.3] = np.nan
     known = ~np.isnan(masked)
-    assert plain(masked, logits, 0.1) == pytest.approx(plain(labels[known], logits[known], 0.1), abs=1e-13)
+    assert plain(masked, logits, 0.1, 2) == pytest.approx(plain(labels[known], logits[known], 0.1, 2), abs=1e-13)
 
 
 def test_undefined_is_nan_with_a_reason_never_zero():
@@ -111,14 +132,15 @@ def test_undefined_is_nan_with_a_reason_never_zero():
         (np.full(4, np.nan), dict.fromkeys(METRICS, "no known labels in test")),
     ]
     for labels, reasons in cases:
-        found = plain(labels, logits, 0.0)
+        found = plain(labels, logits, 0.0, 1.0)
         for metric in METRICS:
-            reason = undefined_reason(metric, labels=labels, has_threshold=True, split="test")
+            reason = undefined_reason(metric, labels=labels, fitted=True, split="test")
             assert reason == reasons.get(metric)
             assert np.isnan(found[metric]) == (reason is not None)
     labels = np.array([0, 1, 0, 1.0])
-    assert np.isnan(plain(labels, logits)["F1"])
-    assert undefined_reason("F1", labels=labels, has_threshold=False, split="test").startswith("no positives in val")
+    for metric in ("F1", "ECE_T"):
+        assert np.isnan(plain(labels, logits)[metric])
+        assert undefined_reason(metric, labels=labels, fitted=False, split="test").startswith("no positives")
 
 
 def test_a_draw_without_positives_is_nan_and_the_others_are_untouched():
