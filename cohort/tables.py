@@ -23,7 +23,8 @@ RESERVED = frozenset(
         "prompt", "negative_prompt", "charged_to", "label_source_id", "init_image_id", "strength", "seed",
         "batch", "round", "keep", "reason", "status", "error", "sha256", "height", "width", "seconds", "rank",
         "micro_batch", "slot_id", "repeat", "labels_from", "loss_weight", "phase", "fold", "arm", "weights",
-        "head", "medium", "tail", "control", "all",  # groups, which stand beside labels in the tables of a comparison
+        # groups, which stand beside labels in the tables of a comparison
+        "head", "medium", "tail", "under_200", "control", "all",
         "negative",  # what a matched negative is charged to, in place of a label
     )
 )
