@@ -21,7 +21,7 @@ held in memory. One process does the work; further ones of a launch have nothing
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from accelerate import Accelerator
 
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
+from cohort.pipeline import FOLDS
 from cohort.provenance import FILE, check_no_overlap, write_patients
 from cohort.stage import Stage, read_stamp, verify
 from cohort.tables import (
@@ -43,7 +44,7 @@ from cohort.tables import (
     synthetic_schema,
     write_table,
 )
-from synth.judging.critic import FIRST_SEED, Critic, critic_folders
+from synth.judging.critic import FIRST_SEED, Critic, Fold, critic_folders, fold_critics
 from synth.judging.evidence import NEGATIVE, Evidence
 from synth.judging.gathering import Gatherer
 from synth.judging.reading import Reader, Share
@@ -68,6 +69,10 @@ class FilterConfig:
     """Spaces in which fidelity is measured, see synth/measuring/encoders.py; rules use the first. Never the critic."""
     critic_seeds: tuple[int, ...] = (1000,)
     """Seeds (1000 or more) of arm `real` whose mean logit is the critic's; read only if a rule needs the critic."""
+    folds: int = 0
+    """Out-of-fold critics (2 to 20 trainings of arm `fold`) for findings with few validation patients; 0: none.
+
+    They learn from train and validation less one fold of patients each, and judge that fold and all images made."""
     rules: dict[str, dict[str, float | int | str] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
     """Rules in the order in which they give the reason, each with its settings (null: defaults); see judging/rules."""
     fidelity_n: int = 1000
@@ -84,6 +89,8 @@ class FilterConfig:
         for key, least in (("fidelity_n", 2), ("kid_subset", 5)):
             if getattr(self, key) < least:
                 raise TailfillError(f"filter.{key} is {getattr(self, key)}; wanted: {least} or more")
+        if self.folds and self.folds not in FOLDS:
+            raise TailfillError(f"filter.folds is {self.folds}; wanted: 0 for none, or {FOLDS[0]} to {FOLDS[-1]}")
         if "critic" in self.reads and (not self.critic_seeds or min(self.critic_seeds) < FIRST_SEED):
             raise TailfillError(f"filter.critic_seeds is {list(self.critic_seeds)}; wanted: one or more, each "
                                 f"{FIRST_SEED} or more: those below are the arms'")
@@ -104,6 +111,8 @@ class Inputs:
     folder: Path
     """Of the images."""
     critics: dict[int, Path]
+    folds: dict[int, Fold]
+    """Out-of-fold critics."""
     learnt: list[Path]
     """Folders of the stages that learnt from patients: generator and critics."""
 
@@ -128,20 +137,23 @@ def read_inputs(run: Run, config: FilterConfig) -> Inputs:
     if unplanned:
         raise TailfillError(f"{folder / 'images.parquet'}: sample_id {min(unplanned)} is not in the plan")
     critics = critic_folders(run.folder, config.critic_seeds, cohort) if "critic" in config.reads else {}
+    folds = fold_critics(run.folder, config.folds, cohort) if "fold" in config.reads else {}
     makers = [Path(entry["path"]) for entry in (read_stamp(folder) or {})["inputs"].values()]
     makers = [maker for maker in makers if (maker / FILE).is_file()]
     for maker in makers:
         check_no_overlap(maker, cohort)
     joined = images.merge(plan.drop(columns=["seed", "batch"]), on="sample_id", validate="one_to_one")
-    return Inputs(cohort=cohort, images=joined, folder=folder, critics=critics, learnt=[*makers, *critics.values()])
+    return Inputs(cohort=cohort, images=joined, folder=folder, critics=critics, folds=folds,
+                  learnt=[*makers, *critics.values(), *(fold.folder for fold in folds.values())])
 
 
-def make_stage(run: Run, config: FilterConfig, critics: Mapping[int, Path]) -> Stage:
+def make_stage(run: Run, config: FilterConfig, inputs: Inputs) -> Stage:
     """The stage; its fingerprint holds the rules' order, which decides the reasons."""
-    inputs = {"cohort": run.cohort_folder, "plan": run.folder / "plan", "generate": run.folder / "images"}
-    inputs |= {f"critic_{seed}": folder for seed, folder in critics.items()}
+    folders = {"cohort": run.cohort_folder, "plan": run.folder / "plan", "generate": run.folder / "images"}
+    folders |= {f"critic_{seed}": folder for seed, folder in inputs.critics.items()}
+    folders |= {f"fold_{seed}": fold.folder for seed, fold in inputs.folds.items()}
     settings = asdict(config) | {"rule_order": list(config.rules), "seed": run.seed}
-    return Stage("filter", run.folder / "synthetic", config=settings, inputs=inputs)
+    return Stage("filter", run.folder / "synthetic", config=settings, inputs=folders)
 
 
 def make_gatherer(
@@ -154,9 +166,12 @@ def make_gatherer(
         "encoder": encoders,
         "critic": [Critic(folder, labels, name=f"critic_{seed}", device=device)
                    for seed, folder in inputs.critics.items()],
+        "fold": [Critic(fold.folder, labels, name=f"fold_{seed}", device=device)
+                 for seed, fold in inputs.folds.items()],
     }
     return Gatherer(cohort=inputs.cohort, made=inputs.made, folder=inputs.folder, run=run.folder, threads=run.threads,
-                    readers={kind: readers[kind] for kind in readers if kind in config.reads})
+                    readers={kind: readers[kind] for kind in readers if kind in config.reads},
+                    held_out={f"fold_{seed}": fold.held_out for seed, fold in inputs.folds.items()})
 
 
 def count(inputs: Inputs, synthetic: pd.DataFrame, rules: list[str]) -> dict[str, int]:
@@ -210,7 +225,7 @@ def main() -> None:
     accelerator = Accelerator()
     torch.set_num_threads(run.threads)
     inputs = read_inputs(run, config)
-    stage = make_stage(run, config, inputs.critics)
+    stage = make_stage(run, config, inputs)
     if options.dry_run:
         if accelerator.is_main_process:
             sys.stdout.write(stage.describe(rows=len(inputs.made), charged_to_negatives=int(

@@ -5,7 +5,7 @@ rows. Nothing of the test split is ever here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -60,6 +60,9 @@ class Evidence:
     val: Images
     critics: tuple[str, ...] = ()
     """Readings that hold a critic's logits, (n, n_labels) in the order of the labels."""
+    folds: Mapping[str, Images] = field(default_factory=dict)
+    """Readings of the images made that hold an out-of-fold critic's logits, to the real images of train and validation
+    that it has not learnt from, which hold them too."""
     encoders: tuple[str, ...] = ()
     """Readings that hold a fidelity encoder's features; the first is the one that rules use."""
     standing: np.ndarray | None = None

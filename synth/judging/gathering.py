@@ -6,7 +6,7 @@ at the size of those made. So nothing that was read of either is ever taken for 
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,14 @@ SETS: dict[str, tuple[str, ...]] = {
     "pixels": ("made", "train"),
     "encoder": ("made", "train", "val"),
     "critic": ("made", "val"),
+    "fold": ("made",),
 }
-"""Kind of reader to the sets of images that it reads. A critic has learnt the train images by heart."""
+"""Kind of reader to the sets of images that it reads. A critic has learnt the train images by heart; an out-of-fold
+critic also reads the real images that were held out from it, a set of its own name."""
+
+
+REAL = ("train", "val")
+"""The splits whose images are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,8 @@ class Gatherer:
     run: Path
     """Its ``cache`` folder is used."""
     threads: int
+    held_out: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Name of an out-of-fold critic to the image_id of the train and validation images that it may judge."""
 
     @property
     def size(self) -> int:
@@ -56,7 +64,9 @@ class Gatherer:
 
         Raises ``TailfillError`` for a file that is unreadable or not the one that was generated.
         """
-        return {"made": self._source_of_made(), **{split: self._source_of_real(split) for split in ("train", "val")}}
+        real = {split: self._source_of_real(split) for split in REAL}
+        return {"made": self._source_of_made(), **real,
+                **{critic: self._source_of_held_out(critic, real) for critic in self.held_out}}
 
     def read(self, sources: Mapping[str, Source], *, share: Share) -> None:
         """One pass over each set, of this process's share."""
@@ -67,9 +77,11 @@ class Gatherer:
         """The case, once every process has read its share."""
         labels, charged_to = self.made[self.cohort.labels], self.made["charged_to"].to_numpy()
         sets = {"made": (self.made, labels, "synthetic:" + self.made["sample_id"])}
-        for split in ("train", "val"):
-            frame = self.cohort.split(split)
-            sets[split] = (frame, frame[self.cohort.labels], frame["patient_id"])
+        real = {split: self.cohort.split(split) for split in REAL}
+        both = pd.concat(real.values(), ignore_index=True)
+        real |= {critic: both[both["image_id"].isin(ids)].reset_index(drop=True)
+                 for critic, ids in self.held_out.items()}
+        sets |= {name: (frame, frame[self.cohort.labels], frame["patient_id"]) for name, frame in real.items()}
         gathered = {
             name: Images(
                 labels=labels, patients=patients.to_numpy(), views=frame["view"].to_numpy(dtype=object),
@@ -80,10 +92,12 @@ class Gatherer:
         }
         names = {kind: tuple(reader.name for reader in self.readers.get(kind, ())) for kind in SETS}
         return Evidence(charged_to=charged_to, scarce=scarce, critics=names["critic"], encoders=names["encoder"],
-                        made=gathered["made"], train=gathered["train"], val=gathered["val"])
+                        made=gathered["made"], train=gathered["train"], val=gathered["val"],
+                        folds={critic: gathered[critic] for critic in self.held_out})
 
     def _readers_of(self, name: str) -> list[Reader]:
-        return [reader for kind, readers in self.readers.items() if name in SETS[kind] for reader in readers]
+        return [reader for kind, readers in self.readers.items() for reader in readers
+                if name in SETS[kind] or name == reader.name]
 
     def _source_of_made(self) -> Source:
         paths, size = [self.folder / path for path in self.made["path"]], self.size
@@ -104,6 +118,14 @@ class Gatherer:
         pixels = load_images(paths, self.size, self.run / "cache", threads=self.threads)
         return Source(name=f"real images ({split})", digests=pixel_digests(pixels),
                       load=lambda rows: np.asarray(pixels[list(rows)]))
+
+
+    def _source_of_held_out(self, critic: str, real: Mapping[str, Source]) -> Source:
+        """Images of both splits, in their order."""
+        places = [(real[split], row) for split in REAL
+                  for row in np.flatnonzero(self.cohort.split(split)["image_id"].isin(self.held_out[critic]))]
+        return Source(name=f"real images ({critic})", digests=np.array([source.digests[row] for source, row in places]),
+                      load=lambda rows: np.concatenate([places[at][0].load([places[at][1]]) for at in rows]))
 
 
 def _hash(path: Path) -> str:

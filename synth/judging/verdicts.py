@@ -80,7 +80,7 @@ def explain(folder: Path, sample_id: str) -> str:
     reasons = read_table(verify(folder, "filter", "thresholds.parquet"))
     scores = read_table(verify(folder, "filter", "scores.parquet"))
     cases = scores[scores["sample_id"] == sample_id].merge(
-        reasons.drop(columns="threshold"), on=["rule", "label", "direction"], how="left")
+        reasons, on=["rule", "label", "direction", "threshold"], how="left")
     verdict = "kept" if row["keep"] else f"dropped by {row['reason']}"
     lines = [f"{sample_id}: {verdict}; charged to {row['charged_to']}; {row['path']}"]
     for case in cases.to_dict("records"):
