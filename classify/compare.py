@@ -16,7 +16,8 @@ split and the endpoint's weights enter the comparison; the validation split give
     controls.parquet     where the cohort has negative controls: what each arm gained on them
 
 and the verdict in the stamp's ``extra``. If RUN/endpoint.json exists, endpoint, arms, seeds and margins must be those
-that it fixed. Not promised: the spread between generators, or that labels are right.
+that it fixed. RUN/looks.jsonl counts the looks at test (``comparison.looks``). Not promised: the spread between
+generators, or that labels are right.
 
     python -m classify.compare --config C
 """
@@ -33,6 +34,7 @@ import pandas as pd
 
 from classify.comparison.controls import control_rows, control_sentence
 from classify.comparison.intervals import patient_draws
+from classify.comparison.looks import LOOKS, agrees_with, looks_sentence, read_looks, record_look
 from classify.comparison.measuring import (
     UNDER_200,
     Scored,
@@ -126,24 +128,7 @@ def registration(run: Run, config: CompareConfig) -> dict[str, Any]:
 
 def check_registration(file: Path, run: Run, config: CompareConfig) -> bool:
     """Whether ``file`` fixed the endpoint beforehand; raises ``TailfillError`` naming the key that differs from it."""
-    if not file.is_file():
-        return False
-    try:
-        fixed = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TailfillError(f"{file}: is no readable JSON: {error}") from error
-    if not isinstance(fixed, dict):
-        raise TailfillError(f"{file}: holds {type(fixed).__name__}; wanted: a mapping")
-    wanted = registration(run, config)
-    for key, now in wanted.items():
-        then = fixed.get(key)
-        if isinstance(now, dict) and isinstance(then, dict):
-            for name in sorted(now.keys() | then.keys()):
-                if now.get(name) != then.get(name):
-                    raise TailfillError(f"{file}: {key}.{name} was fixed as {then.get(name)!r}, now {now.get(name)!r}")
-        elif then != now:
-            raise TailfillError(f"{file}: {key} was fixed as {then!r}, now {now!r}")
-    return True
+    return agrees_with(file, registration(run, config))
 
 
 def pairs_of(run: Run, config: CompareConfig) -> list[tuple[str, str]]:
@@ -243,6 +228,8 @@ def main() -> None:
         return
     scored = read_scored(folders, cohort, weights=config.endpoint.weights)
     stage.begin()
+    record_look(run.folder / LOOKS, fingerprint=stage.fingerprint, sha256=registration(run, config)["sha256"],
+                fixed_beforehand=preregistered)
     draws = patient_draws(scored["test"].n_patients, config.n_draws, np.random.default_rng(run.seed))
     values, resampled = resample(scored, cohort, run, weights=config.endpoint.weights, draws=draws)
     compared = compare_arms(values=values, resampled=resampled, scored=scored["test"], arms=run.arms, pairs=pairs,
@@ -256,7 +243,9 @@ def main() -> None:
                                           "without_interval": null, "test_images": len(scored["test"].patients)},
                  extra={"verdict": verdict, "preregistered": preregistered, "pairs": pairs,
                         "f1_threshold": "highest F1 on validation", "p": "Holm over classes; plain for groups"})
-    sys.stdout.write("\n".join([*verdict["sentences"], *(sentence for _, sentence in beside.values())]) + "\n")
+    said = [*verdict["sentences"], *(sentence for _, sentence in beside.values()),
+            looks_sentence(read_looks(run.folder / LOOKS), stage.fingerprint)]
+    sys.stdout.write("\n".join(said) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from classify.comparison.looks import LOOKS, looks_sentence, read_looks
 from classify.comparison.measuring import groups_of
 from cohort.config import Run
 from cohort.errors import TailfillError
@@ -73,6 +74,8 @@ class Evidence:
     verdict: Mapping[str, Any]
     endpoint: Mapping[str, str]
     endpoint_hash: str | None
+    looks: str
+    """How often test was looked at, in words."""
     made: tuple[Made, ...]
 
     @property
@@ -133,7 +136,8 @@ def load_evidence(run: Run) -> Evidence:
     cohort = load_cohort(run.cohort_folder)
     folders = report_inputs(run)
     extra = require(folders["filter"], "filter")["extra"]
-    verdict = require(folders["compare"], "compare")["extra"].get("verdict")
+    compared = require(folders["compare"], "compare")
+    verdict = compared["extra"].get("verdict")
     if not isinstance(verdict, dict) or "verdict" not in verdict:
         raise TailfillError(f"{folders['compare']}: its stamp holds no extra.verdict; run: python -m classify.compare")
     endpoint, endpoint_hash = _endpoint(run, verdict)
@@ -151,6 +155,7 @@ def load_evidence(run: Run) -> Evidence:
         controls=optional_table(folders["compare"] / "controls.parquet"),
         metrics=optional_table(folders["compare"] / "metrics.parquet"),
         verdict=verdict, endpoint=endpoint, endpoint_hash=endpoint_hash, made=_all_stages(run),
+        looks=looks_sentence(read_looks(run.folder / LOOKS), compared["fingerprint"]),
     )
 
 

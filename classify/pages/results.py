@@ -44,8 +44,8 @@ def verdict_chapter(evidence: Evidence) -> Chapter:
     shown = [str(sentence).replace(" %", "\u00a0%") for sentence in (*words[:1], recovered, *words[1:]) if sentence]
     n_words = len(words[:1]) + bool(recovered)
     return Chapter(anchor="verdict", title="The verdict", blocks=recovered_plots(evidence),
-                   words=tuple(shown[:n_words]), points=tuple(shown[n_words:]),
-                   sources=("comparison/_stage.json", "comparison/comparison.parquet", "endpoint.json",
+                   words=tuple(shown[:n_words]), points=(*shown[n_words:], evidence.looks),
+                   sources=("comparison/_stage.json", "comparison/comparison.parquet", "endpoint.json", "looks.jsonl",
                             *(["comparison/recovered.parquet"] if recovered else [])))
 
 
