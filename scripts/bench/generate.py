@@ -44,8 +44,9 @@ from synth.drawing.parts import image_path
 from synth.drawing.pipelines import DECODE_BATCH
 from synth.drawing.sampling import Row
 from synth.drawing.schedulers import SCHEDULERS
+from synth.measuring.distances import kernel_distance
 from synth.measuring.encoders import encode, make_encoder
-from synth.measuring.fidelity import MIN_KID, kernel_distance
+from synth.measuring.fidelity import MIN_KID
 
 LOOP, OWN, EQUAL, INTERVAL = "loop", "diffusers", "Tailfill, equal evaluations", "Tailfill"
 GENERATOR = Path(__file__).parents[2] / "models" / "generator"
