@@ -20,12 +20,15 @@ from calibration_pools import Pools
 
 from cohort.phantom.prevalence import NORMAL
 from cohort.tables import Cohort
-from synth.judging.rules import Evidence, RealImages, label_agreement, worst_margin
+from synth.judging.agreement import label_agreement
+from synth.judging.evidence import Evidence, Images
+from synth.judging.rules import worst_margin
 
 Planted = Callable[[Pools, int, np.random.Generator], pd.DataFrame]
 """From the pools, the cohort's number and a generator to images: the cohort's columns, charged_to, label_source_id and
 row."""
 FILTERED = ", filtered"
+CRITIC = "critic"
 
 
 def helpful(pools: Pools, cohort: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -95,12 +98,19 @@ def plant(pools: Pools, cohort: int, critic: np.ndarray, *, seed: Sequence[int])
 def agreement(made: pd.DataFrame, cohort: Cohort, critic: np.ndarray) -> np.ndarray:
     """Each image's margin under ``label_agreement``, float64 (n,): below 0 it is dropped, NaN where nothing judges it.
     """
-    val = cohort.split("val")
+    train, val = (images_of(cohort.split(split), cohort, critic) for split in ("train", "val"))
     criteria = label_agreement(Evidence(
-        images=np.zeros((len(made), 0, 0), dtype=np.uint8), asked=made[cohort.labels], scarce=cohort.scarce,
-        charged_to=made["charged_to"].to_numpy(dtype=object), logits=critic[made["row"]].astype(np.float64),
-        train=RealImages(labels=cohort.split("train")[cohort.labels], patients=np.zeros(0)),
-        val=RealImages(labels=val[cohort.labels], patients=val["patient_id"].to_numpy(dtype=object),
-                       logits=critic[val["row"]].astype(np.float64)),
+        made=images_of(made, cohort, critic), charged_to=made["charged_to"].to_numpy(dtype=object),
+        scarce=cohort.scarce, train=train, val=val, critics=(CRITIC,),
     ))
     return worst_margin(criteria, len(made))
+
+
+def images_of(frame: pd.DataFrame, cohort: Cohort, critic: np.ndarray) -> Images:
+    """Some rows of a pool as a rule sees them, with the critic's logits and without pixels."""
+    return Images(labels=frame[cohort.labels], patients=frame["patient_id"].to_numpy(dtype=object),
+                  views=frame["view"].to_numpy(dtype=object), readings={CRITIC: critic[frame["row"]]}, load=_no_pixels)
+
+
+def _no_pixels(rows: Sequence[int]) -> np.ndarray:
+    raise ValueError(f"pixels of {len(rows)} rows were asked for; a pool has features only")

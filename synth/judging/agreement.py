@@ -88,7 +88,7 @@ def label_agreement(
         if scarce:
             criteria.append(about(score=gauge.made, applies=~asked, threshold=ceiling, at_least=False,
                                   source=f"{source}; {skill}"))
-        if scarce and why_not is None and select != "confident":
+        if scarce and floor is not None and select != "confident":
             score, threshold, at_least, source = _unsure(gauge, floor, select, select_quantile)
             criteria.append(about(score=score, applies=asked, threshold=threshold, at_least=at_least, source=source))
     return criteria

@@ -122,7 +122,7 @@ class Gatherer:
 
     def _source_of_held_out(self, critic: str, real: Mapping[str, Source]) -> Source:
         """Images of both splits, in their order."""
-        places = [(real[split], row) for split in REAL
+        places = [(real[split], int(row)) for split in REAL
                   for row in np.flatnonzero(self.cohort.split(split)["image_id"].isin(self.held_out[critic]))]
         return Source(name=f"real images ({critic})", digests=np.array([source.digests[row] for source, row in places]),
                       load=lambda rows: np.concatenate([places[at][0].load([places[at][1]]) for at in rows]))

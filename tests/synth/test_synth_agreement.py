@@ -24,7 +24,7 @@ def draw(
     """``n`` images whose logits are noise, ``gap`` higher for a finding that is there."""
     there = np.repeat(rng.random((n // per_patient, len(LABELS))) < shares, per_patient, axis=0)
     logits = {f"critic_{1000 + k}": rng.normal(size=there.shape) + gap * there for k in range(critics)}
-    return images_of({label: there[:, at].astype(int) for at, label in enumerate(LABELS)}, readings=logits,
+    return images_of({label: there[:, at].astype(int).tolist() for at, label in enumerate(LABELS)}, readings=logits,
                      patients=[f"p{i // per_patient}" for i in range(n)])
 
 
@@ -145,9 +145,9 @@ def test_the_scale_of_a_critic_does_not_matter() -> None:
     rng = np.random.default_rng(5)
     val, made = draw(1000, rng, critics=2), draw(50, rng, critics=2)
     margins = worst_margin(label_agreement(case(made, val)), 50)
-    loud = [replace(images, readings=images.readings | {"critic_1001": 3 * images.read("critic_1001")})
-            for images in (made, val)]
-    np.testing.assert_allclose(worst_margin(label_agreement(case(*loud)), 50), margins, atol=2e-3)
+    loud_made, loud_val = (replace(images, readings={**images.readings, "critic_1001": 3 * images.read("critic_1001")})
+                       for images in (made, val))
+    np.testing.assert_allclose(worst_margin(label_agreement(case(loud_made, loud_val)), 50), margins, atol=2e-3)
 
 
 def test_the_temperature_of_logits_that_are_too_large_is_found() -> None:
