@@ -1,0 +1,257 @@
+"""Which training images is an image a copy of, if it was cropped, shifted, mirrored, re-windowed or compressed since?
+
+Features of a classifier answer another question (what does it look like?), and most chests look alike. Here an image is
+laid upon its candidates, as one would lay two films on a light box:
+
+    reading   48 x 48 thumbnail, less its own blur and over its local contrast: ribs, vessels, edges; no grey scale
+    retrieve  the image's four quarters, upright and mirrored, each moved by up to 12.5 % of the side on its own,
+              against the same quarters of every training image: a crop moves quarters apart, a shift moves all alike
+    align     the best of them at 16 and then at 48 pixels, in scale and shift of either axis, by Gauss-Newton on the
+              correlation (Evangelidis & Psarakis, PAMI 2008: "enhanced correlation coefficient")
+    compare   normalised cross-correlation (NCC) over what both show
+
+All numbers are deterministic and do not depend on how images are batched. Memory: 9 kB a training image for its reading
+and .8 kB for its quarters. Time grows linearly with the training images.
+
+Not promised: rotations beyond a few degrees, crops of less than about 80 % of a side, upside-down or inverted images,
+and copies of a part of an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+SIDE, COARSE = 48, 16
+"""Pixels per side of a reading, and of what retrieval and the first alignment see of it."""
+BAND, LOCAL = 1 / 20, 1 / 8
+"""Standard deviations of the blur that is taken away and of the window of local contrast, in sides of the image."""
+NOISE = 4.0
+"""Grey levels added to the local contrast, so that flat regions stay flat."""
+STEP, REACH = 2, 6
+"""Retrieval moves a quarter by multiples of ``STEP`` up to ``REACH`` pixels of a reading."""
+QUARTER = 7
+"""Pixels per side of a quarter at ``COARSE``; a frame of one pixel belongs to none."""
+SHORTLIST, PATIENTS = 48, 8
+"""Training images that are aligned at ``COARSE``, and those at ``SIDE``: the best image of that many patients."""
+MARGIN_TRAIN, MARGIN_MADE = 0.1, 0.05
+"""Frame of either image that is not compared: there, what was shifted in or cut off spoils the local contrast."""
+MAX_SCALE, MAX_SHIFT, MAX_MOVE = 0.22, 0.16, 0.06
+"""Largest change of scale and shift (in sides), and of either in one step of an alignment."""
+CHUNK = 8192
+"""Training images compared at a time."""
+IDENTITY = (1.0, 0.0, 1.0, 0.0)
+
+
+class CopyReader:
+    """A reader (synth/judging/reading.py) of what a copy keeps: the pattern of ribs, vessels and edges."""
+
+    name = "copies"
+    key = f"1 side={SIDE} band={BAND:.4f} local={LOCAL:.4f} noise={NOISE}"
+    width = SIDE * SIDE
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (b, size, size) to float32 (b, 2304), about -3 to 3 with mean near 0; rows do not depend on b."""
+        grey = torch.from_numpy(np.ascontiguousarray(images)).float().unsqueeze(1)
+        small = functional.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True)[:, 0].numpy()
+        detail = small - _blur(small, BAND)
+        contrast = np.sqrt(_blur(detail * detail, LOCAL))
+        return np.asarray((detail / (contrast + NOISE)).reshape(len(images), -1), dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """Each image's nearest training image of each of its k nearest patients, nearest first; (n, k) unless said."""
+
+    rows: np.ndarray
+    """int64: rows of the training images."""
+    ncc: np.ndarray
+    """float64, -1 to 1, after alignment; NaN where there are fewer patients than k."""
+    flipped: np.ndarray
+    """bool: whether the image matches as its mirror image."""
+    warps: np.ndarray
+    """float64 (n, k, 4): scale and shift along x, then along y: where the image's (mirrored) pixel at u lies in the
+    training image, v - .5 = scale (u - .5) + shift, both in sides."""
+
+
+class Gallery:
+    """Training images to be searched."""
+
+    def __init__(self, readings: np.ndarray, patients: Sequence[str] | np.ndarray) -> None:
+        """Take ``CopyReader``'s readings, float32 (n, 2304), and each image's patient; raises ``ValueError`` for 0."""
+        if not len(readings):
+            raise ValueError("Gallery: no training images; wanted: one or more")
+        self.readings = torch.from_numpy(np.ascontiguousarray(readings)).unflatten(1, (SIDE, SIDE))
+        self.patients = torch.from_numpy(np.unique(np.asarray(patients, dtype=str), return_inverse=True)[1])
+        quarters = [_quarters(_coarse(part)) for part in self.readings.split(CHUNK)]
+        self.quarters = torch.cat(quarters, dim=1).transpose(1, 2).contiguous()  # (4, 49, n)
+
+    @torch.inference_mode()
+    def search(self, readings: np.ndarray, *, shortlist: int = SHORTLIST, description: str = "copies") -> Matches:
+        """Find each image's nearest training images.
+
+        Args:
+            readings: of the images, float32 (n, 2304).
+            shortlist: training images that are aligned for each, besides the best one of each near patient.
+            description: what the progress bar says.
+        """
+        n = len(readings)
+        found = Matches(rows=np.zeros((n, PATIENTS), dtype=np.int64), ncc=np.full((n, PATIENTS), np.nan),
+                        flipped=np.zeros((n, PATIENTS), dtype=bool), warps=np.tile(IDENTITY, (n, PATIENTS, 1)))
+        for i, reading in enumerate(tqdm(readings, desc=description, unit="image", disable=None)):
+            both = _both_ways(torch.from_numpy(np.array(reading)).view(SIDE, SIDE))
+            rows, flipped, warps = self._candidates(both, shortlist)
+            image, seen = both[flipped.long()], self.readings[rows]
+            ncc, warps = align(_coarse(image), _coarse(seen), warps, steps=3)
+            best = self._one_per_patient(rows, ncc)
+            ncc, aligned = align(image[best], seen[best], warps[best], steps=4)
+            order = ncc.argsort(descending=True)
+            k = len(order)
+            found.rows[i, :k], found.ncc[i, :k] = rows[best][order], ncc[order]
+            found.flipped[i, :k], found.warps[i, :k] = flipped[best][order], aligned[order]
+        return found
+
+    def _candidates(self, both: Tensor, shortlist: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the training images to align, (c,), whether mirrored, and the warps to begin with, (c, 4)."""
+        moved = _quarters(_coarse(_moved(both)))  # (4, 2, shifts, 49)
+        scores = torch.cat([_match(moved, part).amax(2).mean(0).amax(0) for part in self.quarters.split(CHUNK, dim=2)])
+        rows = scores.topk(min(shortlist, len(scores))).indices
+        by_patient = scores.new_full((int(self.patients.max()) + 1,), -1.0)
+        by_patient.scatter_reduce_(0, self.patients, scores, "amax")
+        near = torch.zeros(len(by_patient), dtype=torch.bool)
+        near[by_patient.topk(min(2 * PATIENTS, len(by_patient))).indices] = True
+        firsts = ((scores >= by_patient[self.patients]) & near[self.patients]).nonzero()[:, 0]
+        rows = torch.cat([rows, firsts])
+        best, where = _match(moved, self.quarters[:, :, rows]).max(2)  # (4, 2, c)
+        flipped = best.mean(0).argmax(0)
+        where = where.gather(1, flipped.expand(len(where), 1, -1))[:, 0]
+        return rows, flipped.bool(), _warps(where, both[flipped], self.readings[rows])
+
+    def _one_per_patient(self, rows: Tensor, ncc: Tensor) -> Tensor:
+        """Positions of the best rows of ``PATIENTS`` patients, or of as many as there are."""
+        best: dict[int, int] = {}
+        for position in ncc.argsort(descending=True).tolist():
+            best.setdefault(int(self.patients[rows[position]]), position)
+        return torch.tensor(list(best.values())[:PATIENTS])
+
+
+def align(image: Tensor, seen: Tensor, warps: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:
+    """Warp training images onto images so that they correlate best.
+
+    Each step regresses the image on the warped training image, its derivatives by the four numbers of the warp, and a
+    constant; the coefficients of the derivatives are the next step (Gauss-Newton; contrast and brightness drop out).
+
+    Args:
+        image: float32 (m, s, s).
+        seen: the training images, float32 (m, s, s).
+        warps: to begin with, float32 (m, 4); see ``Matches.warps``.
+        steps: of Gauss-Newton; the best warp met on the way is kept.
+
+    Returns:
+        NCC, float32 (m,), -1 to 1, and its warps, float32 (m, 4).
+    """
+    u = _centres(image.shape[-1])
+    best, best_warps = image.new_full((len(image),), -1.0), warps
+    for step in range(steps + 1):
+        warped, mask = _warp(seen, warps)
+        ncc = _correlation(image, warped, mask)
+        best_warps = torch.where((ncc > best)[:, None], warps, best_warps)
+        best = torch.maximum(best, ncc)
+        if step < steps:
+            down, across = torch.gradient(warped, spacing=1 / len(u), dim=(1, 2))
+            across, down = across / warps[:, 0, None, None], down / warps[:, 2, None, None]
+            terms = torch.stack([warped, across * u, across, down * u[:, None], down, torch.ones_like(warped)], dim=1)
+            terms = (terms * mask[:, None]).flatten(2)
+            normal = terms @ terms.transpose(1, 2)
+            normal = normal + torch.diag_embed(1e-3 * normal.diagonal(dim1=1, dim2=2) + 1e-4)
+            fit = torch.linalg.solve(normal, terms @ (image * mask).flatten(1).unsqueeze(2))[:, :, 0]
+            move = (fit[:, 1:5] / fit[:, :1].clamp_min(0.2)).clamp(-MAX_MOVE, MAX_MOVE)
+            limits = torch.tensor([MAX_SCALE, MAX_SHIFT, MAX_SCALE, MAX_SHIFT])
+            neutral = torch.tensor(IDENTITY)
+            warps = torch.clamp(warps + move, neutral - limits, neutral + limits)
+    return best, best_warps
+
+
+def _warp(seen: Tensor, warps: Tensor) -> tuple[Tensor, Tensor]:
+    """Training images as the image would show them, bilinear, and a mask of what both show: float32 (m, s, s) each."""
+    side = seen.shape[-1]
+    u, pixels = _centres(side), torch.arange(side)
+    v = warps[:, 0::2, None] * u + warps[:, 1::2, None]  # (m, 2, s), along x and along y
+    weights = (1 - (((v + 0.5) * side - 0.5).clamp(0, side - 1).unsqueeze(3) - pixels).abs()).clamp_min(0)
+    mask = ((v.abs() <= 0.5 - MARGIN_TRAIN) & (u.abs() <= 0.5 - MARGIN_MADE)).float()
+    return (torch.bmm(torch.bmm(weights[:, 1], seen), weights[:, 0].transpose(1, 2)),
+            mask[:, 1, :, None] * mask[:, 0, None, :])
+
+
+def _correlation(image: Tensor, warped: Tensor, mask: Tensor) -> Tensor:
+    """NCC over the mask, (m,); 0 where either is flat."""
+    n = mask.sum((1, 2), keepdim=True).clamp_min(1)
+    image, warped = ((x - (x * mask).sum((1, 2), keepdim=True) / n) * mask for x in (image, warped))
+    norm = (image.square().sum((1, 2)) * warped.square().sum((1, 2))).sqrt()
+    return ((image * warped).sum((1, 2)) / norm.clamp_min(1e-6)).clamp(-1, 1)
+
+
+def _warps(where: Tensor, image: Tensor, seen: Tensor) -> Tensor:
+    """Warps (c, 4) that explain how the quarters moved: scaled and shifted, or shifted only, whichever fits better.
+
+    ``where`` (4, c): the best move of each quarter, as a position in ``_moved``.
+    """
+    per_axis = 2 * (REACH // STEP) + 1
+    moves = torch.stack([where % per_axis, where // per_axis]) * (STEP / SIDE) - REACH / SIDE  # (x or y, quarter, c)
+    (left, right), (top, bottom) = moves[0].view(2, 2, -1).mean(0), moves[1].view(2, 2, -1).mean(1)
+    apart = SIDE / COARSE * QUARTER / SIDE
+    stretch = (torch.stack([right - left, bottom - top]) / apart).clamp(-0.2, 0.2)
+    shift = torch.stack([right + left, bottom + top]) / 2
+    affine = torch.stack([1 / (1 + stretch), -shift / (1 + stretch)], dim=1).flatten(0, 1).T
+    middle = moves.median(dim=1).values
+    shifted = torch.stack([torch.ones_like(middle), -middle], dim=1).flatten(0, 1).T
+    coarse, train = _coarse(image), _coarse(seen)
+    fits = [_correlation(coarse, *_warp(train, warps)) for warps in (affine, shifted)]
+    return torch.where((fits[0] > fits[1])[:, None], affine, shifted)
+
+
+def _match(moved: Tensor, quarters: Tensor) -> Tensor:
+    """NCC of each quarter in each move with that quarter of training images, (4, 49, c), as (4, 2, moves, c)."""
+    return torch.bmm(moved.flatten(1, 2), quarters).unflatten(1, moved.shape[1:3])
+
+
+def _moved(both: Tensor) -> Tensor:
+    """(2, side, side) to (2, moves, side, side): y, x shows what stood at y + dy, x + dx; dx varies fastest."""
+    padded = functional.pad(both, (REACH,) * 4)
+    starts = range(0, 2 * REACH + 1, STEP)
+    return torch.stack([padded[:, y: y + SIDE, x: x + SIDE] for y in starts for x in starts], dim=1)
+
+
+def _quarters(coarse: Tensor) -> Tensor:
+    """(..., 16, 16) to (4, ..., 49), each of mean 0 and norm 1: upper left, upper right, lower left, lower right."""
+    starts = (COARSE // 2 - QUARTER, COARSE // 2)
+    parts = torch.stack([coarse[..., y: y + QUARTER, x: x + QUARTER].flatten(-2) for y in starts for x in starts])
+    parts = parts - parts.mean(-1, keepdim=True)
+    return parts / parts.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+
+
+def _coarse(fine: Tensor) -> Tensor:
+    """(..., 48, 48) to (..., 16, 16), means of 3 x 3 pixels."""
+    pooled = functional.avg_pool2d(fine.reshape(-1, 1, SIDE, SIDE), SIDE // COARSE)
+    return pooled.view(*fine.shape[:-2], COARSE, COARSE)
+
+
+def _both_ways(image: Tensor) -> Tensor:
+    """(side, side) to (2, side, side): upright and mirrored."""
+    return torch.stack([image, image.flip(-1)])
+
+
+def _centres(side: int) -> Tensor:
+    """Centres of pixels, in sides from the image's middle."""
+    return (torch.arange(side) + 0.5) / side - 0.5
+
+
+def _blur(images: np.ndarray, sigma: float) -> np.ndarray:
+    """float32 (b, s, s), each blurred by ``sigma`` sides of the image."""
+    width = sigma * images.shape[-1]
+    return np.asarray(gaussian_filter(images, (0, width, width), mode="nearest", truncate=3.0))
