@@ -70,6 +70,14 @@ class Interval:
             return 0.0 if self.estimate > bound else 1.0
         return float(stats.t.sf((self.estimate - bound) / self.standard_error, self.df))
 
+    def p_tost(self, margin: float) -> float | None:
+        """p of two one-sided tests (TOST): the true value is ``margin`` or more away from 0. None without an interval.
+
+        Below 5 % exactly where the 90 % interval lies inside +- ``margin``.
+        """
+        below, above = self.p_above(-margin), self.p_above(margin)
+        return None if below is None or above is None else max(below, 1 - above)
+
 
 def patient_draws(n_patients: int, n_draws: int, rng: np.random.Generator) -> NDArray[np.uint16]:
     """How often each patient is in each resample: uint16 (n_patients, n_draws), columns summing to ``n_patients``."""

@@ -17,16 +17,19 @@ Not promised: a claim. Three seeds are an indication, five are wanted for a clai
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from classify.comparison.intervals import Interval, needed_factor
+from classify.comparison.intervals import Interval
+from classify.comparison.needed import Needed, needed_for_gain, needed_for_margin, needed_for_thinnest
 from cohort.labels import MIN_POSITIVE_PATIENTS
 
 HELPS, HURTS = "helps", "hurts"
 CANNOT_SAY = "cannot say (too few positives)"
 TOO_FEW_SEEDS = "cannot say (too few seeds)"
 SAME_ARMS = "cannot say (both arms are the same)"
+LEVEL = 0.05
+"""Of each one-sided test."""
 MIN_SEEDS, CLAIM_SEEDS = 3, 5
 """Seeds below which nothing is said, and from which a claim may be made: the spread of two is hardly known."""
 
@@ -62,14 +65,14 @@ def decide(case: Case) -> tuple[str, float | None]:
         return TOO_FEW_SEEDS, None
     if interval.standard_error == 0:
         return SAME_ARMS, None  # important: as when no synthetic image was kept; else it would pass for "no difference"
-    narrow, wide = interval.bounds(0.90), interval.bounds(0.95)
-    if narrow is None or wide is None or thin_classes(case):
+    p_tost, wide = interval.p_tost(margin), interval.bounds(0.95)
+    if p_tost is None or wide is None or thin_classes(case):
         return CANNOT_SAY, None
     if wide[0] > 0:
         return HELPS, None
     if wide[1] < 0:
         return HURTS, None
-    if narrow[0] > -margin and narrow[1] < margin:
+    if p_tost < LEVEL:
         return _no_difference(margin), margin
     if wide[0] < -margin and wide[1] > margin:
         return CANNOT_SAY, None
@@ -85,26 +88,57 @@ def thin_classes(case: Case) -> dict[str, int]:
 def judge(case: Case) -> dict[str, Any]:
     """The verdict as it stands in the stamp: JSON-able; ``verdict`` is the answer, ``sentences`` explain it."""
     answer, largest = decide(case)
-    factor = needed_factor(case.interval, margin=case.margin, n_seeds=case.n_seeds)
-    needed = math.ceil(case.n_patients * factor) if factor is not None and math.isfinite(factor) else None
+    needed = _needed(case)
+    for_margin = needed["margin"]
     guards = {name: _guard(interval, margin) for name, (interval, margin) in case.guards.items()}
     return {
-        "verdict": answer, "sentences": _sentences(case, answer, factor=factor, needed=needed, guards=guards),
+        "verdict": answer, "sentences": _sentences(case, answer, needed=needed, guards=guards),
         "endpoint": dict(case.endpoint), "numbers": _numbers(case.interval), "margin": case.margin,
+        "p_tost": case.interval.p_tost(case.margin),
         "largest_difference": largest, "guards": guards, "sensitivity": _sensitivity(case),
         "positive_patients": dict(case.positive_patients), "n_positive_patients": case.n_patients,
-        "thin_classes": thin_classes(case), "needed_positive_patients": needed, "n_seeds": case.n_seeds,
+        "thin_classes": thin_classes(case), "n_seeds": case.n_seeds,
+        "needed_positive_patients": for_margin.patients if isinstance(for_margin, Needed) else None,
+        "needed": {name: asdict(one) if isinstance(one, Needed) else one for name, one in needed.items()},
         "supported": None if case.supported is None else _numbers(case.supported),
         "preregistered": case.preregistered,
     }
 
 
-def _sentences(case: Case, answer: str, *, factor: float | None, needed: int | None,
+def _needed(case: Case) -> dict[str, Needed | int | None]:
+    """Positive test patients of the group that each way to an answer would take; None where nothing tells."""
+    size = {"n_patients": case.n_patients, "n_seeds": case.n_seeds}
+    gain = case.oracle.estimate if case.oracle is not None and _sensitivity(case) == "shown" else None
+    return {
+        "margin": needed_for_margin(case.interval, margin=case.margin, **size),
+        "oracle": None if gain is None else needed_for_gain(case.interval, gain=gain, **size),
+        "thinnest": needed_for_thinnest(dict(case.positive_patients), n_patients=case.n_patients,
+                                        wanted=MIN_POSITIVE_PATIENTS) if thin_classes(case) else None,
+    }
+
+
+def _needed_sentence(case: Case, needed: Mapping[str, Needed | int | None]) -> list[str]:
+    """What an answer would take, where it takes more than there is."""
+    gain = 0.0 if case.oracle is None or case.oracle.estimate is None else case.oracle.estimate
+    purposes = {"margin": f"for a half-width of {case.margin:g}",
+                "oracle": f"for a gain like the oracle's ({_signed(gain)}) to show in four experiments of five"}
+    ways = []
+    for name, purpose in purposes.items():
+        one = needed[name]
+        if isinstance(one, Needed) and (one.patients is None or one.patients > case.n_patients):
+            ways.append(f"{purpose}, {one}")
+    if needed["thinnest"] is not None:
+        ways.append(f"for {MIN_POSITIVE_PATIENTS} in the thinnest class, about {needed['thinnest']:,} at today's mix")
+    return [f"Positive test patients of the group that an answer would take ({case.n_patients:,} are there): "
+            f"{'; '.join(ways)}. Estimates from the variance seen here."] if ways else []
+
+
+def _sentences(case: Case, answer: str, *, needed: Mapping[str, Needed | int | None],
                guards: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The answer in words, most important first."""
     end = case.endpoint
     said = [
-        _conclusion(case, answer),
+        _conclusion(case, answer, needed),
         f"{end['arm']} against {end['rival']}, mean {end['metric']} of the {end['group']} group "
         f"({', '.join(case.positive_patients) or 'no class'}; {end['weights']} weights, {case.n_seeds} seeds, "
         f"{case.n_patients} positive test patients): {_text(case.interval)}.",
@@ -119,10 +153,7 @@ def _sentences(case: Case, answer: str, *, factor: float | None, needed: int | N
     if case.supported is not None:
         kept = [label for label in case.positive_patients if label not in thin]
         said.append(f"Over {', '.join(kept)} alone: {_text(case.supported)}; no verdict rests on this part.")
-    if factor == math.inf:
-        said.append(f"More patients alone cannot bring the half-width to {case.margin:g}: the seeds vary by more.")
-    elif needed is not None and needed > case.n_patients:
-        said.append(f"Half-width {case.margin:g} would take about {needed:,} positive test patients of the group.")
+    said += _needed_sentence(case, needed)
     said += [f"Guard {name}: {guard['sentence']}" for name, guard in guards.items()]
     if answer not in (HELPS, HURTS):
         said += _about_sensitivity(case)
@@ -134,8 +165,8 @@ def _sentences(case: Case, answer: str, *, factor: float | None, needed: int | N
     return said
 
 
-def _conclusion(case: Case, answer: str) -> str:
-    """The first sentence."""
+def _conclusion(case: Case, answer: str, needed: Mapping[str, Needed | int | None]) -> str:
+    """The first sentence; where positives are too few, with the number that would do for all ways to an answer."""
     arm, rival, group = (case.endpoint[key] for key in ("arm", "rival", "group"))
     if answer == HELPS:
         tost = case.interval.bounds(0.90)
@@ -144,7 +175,13 @@ def _conclusion(case: Case, answer: str) -> str:
     if answer == HURTS:
         return f"{arm} hurts the {group} group against {rival}."
     if answer in (CANNOT_SAY, TOO_FEW_SEEDS, SAME_ARMS):
-        return f"Whether {arm} helps the {group} group against {rival}: {answer}."
+        known = [one.patients if isinstance(one, Needed) else one for one in needed.values()]
+        enough = max((n for n in known if n is not None), default=0)
+        number = (f"; about {enough:,} positive test patients would be needed, there are {case.n_patients:,}"
+                  if answer == CANNOT_SAY and enough > case.n_patients else "")
+        return f"Whether {arm} helps the {group} group against {rival}: {answer}{number}."
+    if answer not in (HELPS, HURTS) and (p_tost := case.interval.p_tost(case.margin) or 0.0) < LEVEL:
+        return f"{arm} against {rival} in the {group} group: {answer} (two one-sided tests, p = {p_tost:.2g})."
     return f"{arm} against {rival} in the {group} group: {answer}."
 
 
@@ -166,18 +203,17 @@ def _sensitivity(case: Case) -> str:
 
 def _guard(interval: Interval, margin: float) -> dict[str, Any]:
     """Whether a loss beyond ``margin`` is excluded in a guarded group, and the equivalence test (TOST) beside it."""
-    p_loss, below = interval.p_above(-margin), interval.p_above(margin)
-    p_tost = None if p_loss is None or below is None else max(p_loss, 1 - below)
+    p_loss = interval.p_above(-margin)
     if p_loss is None:
         state, words = "undefined", f"undefined ({interval.reason})"
-    elif p_loss < 0.05:
+    elif p_loss < LEVEL:
         state, words = "held", f"a loss beyond {margin:g} is excluded ({_text(interval)})"
     elif interval.high is not None and interval.high < 0:
         state, words = "lost", f"it loses ({_text(interval)}; tolerated: {margin:g})"
     else:
         state, words = "not shown", f"a loss beyond {margin:g} is not excluded ({_text(interval)})"
-    return {"state": state, "margin": margin, "p_loss": p_loss, "p_tost": p_tost, "sentence": f"{words}.",
-            **_numbers(interval)}
+    return {"state": state, "margin": margin, "p_loss": p_loss, "p_tost": interval.p_tost(margin),
+            "sentence": f"{words}.", **_numbers(interval)}
 
 
 def _numbers(interval: Interval) -> dict[str, Any]:

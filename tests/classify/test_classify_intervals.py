@@ -185,6 +185,16 @@ def test_holm_by_hand(plain, adjusted):
     assert holm(plain) == [None if p is None else pytest.approx(p) for p in adjusted]
 
 
+def test_holm_as_statsmodels_and_r():
+    """The p-values and the column of Holm in the tests of statsmodels.stats.multitest, which are R's multtest."""
+    plain = [0.838541367553, 0.642193923795, 0.680845947633, 0.967833824309, 0.71626938238, 0.177096952723,
+             5.23656777208e-05, 0.0202732688798, 0.00028140506198, 0.0149877310796]
+    known = {6: 5.2365677720800005e-04, 8: 2.5326455578199999e-03, 9: 1.1990184863680001e-01, 7: 1.4191288215860001e-01}
+    adjusted = holm(plain)
+    assert [adjusted[at] for at in known] == pytest.approx(list(known.values()), rel=1e-12)
+    assert [p for at, p in enumerate(adjusted) if at not in known] == [1.0] * 6
+
+
 def test_degrees_of_freedom():
     assert satterthwaite([(2.0, 7)]) == pytest.approx(7)
     assert satterthwaite([(1.0, 5), (1.0, 5)]) == pytest.approx(10)

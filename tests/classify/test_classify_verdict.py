@@ -1,6 +1,10 @@
 """The verdict, as a table of cases, and the sentences that must come with each."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+from scipy import stats
 
 from classify.comparison.intervals import Interval
 from classify.comparison.verdict import CANNOT_SAY, HELPS, HURTS, SAME_ARMS, TOO_FEW_SEEDS, Case, judge
@@ -85,6 +89,48 @@ def test_needed_patients_scale_with_the_square_of_the_width():
     assert judge(case(0.0, 0.02 / 1.96))["needed_positive_patients"] == pytest.approx(60, abs=1)
     assert judge(case(0.0, 0.04 / 1.96))["needed_positive_patients"] == pytest.approx(240, abs=1)
     assert any("240" in sentence or "241" in sentence for sentence in judge(case(0.0, 0.04 / 1.96))["sentences"])
+
+
+def test_too_few_positives_carry_the_number_that_would_do():
+    found = judge(case(0.0, 0.03, oracle=interval(0.05, 0.01)))
+    margin, oracle = found["needed"]["margin"]["patients"], found["needed"]["oracle"]["patients"]
+    assert margin == pytest.approx(60 * (1.96 * 0.03 / 0.02) ** 2, rel=0.01)
+    assert oracle == pytest.approx(60 * ((1.96 + 0.8416) * 0.03 / 0.05) ** 2, rel=0.01)  # Cohen's 2.8 errors
+    assert found["verdict"] == CANNOT_SAY
+    assert f"about {margin} positive test patients would be needed, there are 60" in found["sentences"][0]
+    assert any(f"{oracle} (range" in sentence for sentence in found["sentences"])
+    thin = judge(case(0.05, 0.01, positive_patients={"Hernia": 4, "Edema": 30}))
+    assert thin["needed"]["thinnest"] == 150
+    assert "about 150 positive" in thin["sentences"][0]
+    assert judge(case(0.05, 0.01, positive_patients={"Hernia": 0}))["needed"]["thinnest"] is None
+    assert judge(case(0.0, 0.03))["needed"]["oracle"] is None
+    assert judge(case(0.0, 0.03, oracle=interval(0.01, 0.01)))["needed"]["oracle"] is None  # its gain may be 0
+
+
+def test_the_range_of_the_number_covers_what_many_patients_would_have_said():
+    rng, df, margin, truth, covered = np.random.default_rng(0), 20, 0.02, 0.03, 0
+    exact = 60 * (stats.t.ppf(0.975, df) * truth / margin) ** 2
+    for variance in truth**2 * rng.chisquare(df, 500) / df:
+        seen = replace(interval(0.0, variance**0.5), df=df, variance_patients=variance)
+        found = judge(case(interval=seen))["needed"]["margin"]
+        covered += found["low"] <= exact <= found["high"]
+    assert 0.92 <= covered / 500 <= 0.98
+
+
+def test_no_number_of_patients_where_the_seeds_are_too_far_apart():
+    found = judge(case(interval=replace(interval(0.0, 0.03), variance_seeds=0.01)))
+    assert found["needed"]["margin"] == {"patients": None, "low": None, "high": None}
+    assert any("more seeds first" in sentence for sentence in found["sentences"])
+
+
+def test_two_one_sided_tests_are_the_interval_of_ninety_per_cent():
+    rng = np.random.default_rng(1)
+    for estimate, error, df in zip(rng.normal(0, 0.01, 300), rng.uniform(0.002, 0.02, 300), rng.integers(2, 50, 300),
+                                   strict=True):
+        one = replace(interval(estimate, error), df=float(df))
+        low, high = one.bounds(0.90)
+        assert (one.p_tost(0.02) < 0.05) == (low > -0.02 and high < 0.02)
+    assert Interval(estimate=0.0, reason="one seed").p_tost(0.02) is None
 
 
 def test_what_limits_the_answer_is_said():
