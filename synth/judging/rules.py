@@ -74,6 +74,12 @@ def read_by(rules: Iterable[str]) -> set[str]:
 RULES: dict[str, str] = {
     "blank": "synth.judging.sanity:blank",
     "saturated": "synth.judging.sanity:saturated",
+    "frame": "synth.judging.sanity:frame",
+    "bar": "synth.judging.sanity:bar",
+    "checkerboard": "synth.judging.sanity:checkerboard",
+    "view": "synth.judging.sanity:view",
+    "realism": "synth.judging.realism:realism",
+    "neighbourhood": "synth.judging.realism:neighbourhood",
     "label_agreement": "synth.judging.agreement:label_agreement",
 }
 """Name, which is also the score's column, to the place of its function, in the default order."""
