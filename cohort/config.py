@@ -94,16 +94,21 @@ class Options:
     section: Any
     extra: dict[str, Any]
     dry_run: bool
+    beside: dict[str, Any] = field(default_factory=dict)
+    """Other stages' sections, for a command that runs them."""
 
 
 def parse(
-    section: str, schema: type, *, doc: str | None, extra: dict[str, tuple[type, Any]] | None = None
+    section: str, schema: type, *, doc: str | None, extra: dict[str, tuple[type, Any]] | None = None,
+    beside: dict[str, type] | None = None,
 ) -> Options:
     """Read ``--config FILE`` and overrides from ``sys.argv``; exit with code 2 and one line on any mistake.
 
     ``schema`` is the dataclass of the stage's section; ``extra`` maps the name of a further command-line argument to
-    ``(type, default)``, a default of ``...`` making it required.
+    ``(type, default)``, a default of ``...`` making it required; ``beside`` maps other sections that are read to their
+    dataclasses.
     """
+    schemas = {section: schema, **(beside or {})}
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, formatter_class=HelpFormatter)
     parser.add_argument("--config", action="config", help="the experiment's YAML")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and do nothing")
@@ -112,8 +117,9 @@ def parse(
         given = {"required": True} if default is ... else {"default": default}
         parser.add_argument(f"--{flags[name]}", type=kind, help=f"typed as --{name}", **given)
     parser.add_class_arguments(Run)
-    parser.add_class_arguments(schema, section)
-    argv = _read_config_files(sys.argv[1:], section, schema)
+    for name, kind in schemas.items():
+        parser.add_class_arguments(kind, name)
+    argv = _read_config_files(sys.argv[1:], schemas)
     if section in flags:  # jsonargparse keeps the flag of a section's own name for itself
         argv = [re.sub(f"^--{section}(?==|$)", f"--{flags[section]}", word) for word in argv]
     try:
@@ -126,6 +132,7 @@ def parse(
         section=getattr(parsed, section),
         extra={name: getattr(parsed, flag.replace("-", "_")) for name, flag in flags.items()},
         dry_run=parsed.dry_run,
+        beside={name: getattr(parsed, name) for name in beside or {}},
     )
 
 
@@ -177,8 +184,8 @@ def resolve_paths(content: dict[str, Any], schema: type, base: Path) -> dict[str
     return resolved
 
 
-def _read_config_files(argv: list[str], section: str, schema: type) -> list[str]:
-    """Replace ``--config FILE`` by the part of the file that this stage reads, checked and with paths resolved."""
+def _read_config_files(argv: list[str], schemas: dict[str, type]) -> list[str]:
+    """Replace ``--config FILE`` by the sections of the file that are read, checked and with paths resolved."""
     out, rest = [], list(argv)
     while rest:
         word = rest.pop(0)
@@ -191,13 +198,15 @@ def _read_config_files(argv: list[str], section: str, schema: type) -> list[str]
         file = Path(value or rest.pop(0))
         try:
             content = load_yaml(file)
-            own = content.get(section) or {}
-            check_keys(own, schema, where=f"config {file}: {section}")
+            own = {name: content.get(name) or {} for name in schemas}
+            for name, schema in schemas.items():
+                check_keys(own[name], schema, where=f"config {file}: {name}")
         except TailfillError as error:
             fail(str(error))
         base = file.resolve().parent
         top = {key: content[key] for key in content if key in {f.name for f in fields(Run)}}
-        merged = resolve_paths(top, Run, base) | {section: resolve_paths(own, schema, base)}
+        merged = resolve_paths(top, Run, base) | {
+            name: resolve_paths(own[name], schema, base) for name, schema in schemas.items()}
         out += ["--config", json.dumps(merged)]
     return out
 

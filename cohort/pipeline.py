@@ -65,6 +65,10 @@ STAGES: tuple[StageEntry, ...] = (
         row="an image made: labels, scores, keep, reason",
     ),
     StageEntry(
+        name="fill", command="python -m synth.fill --config C", folder="fill",
+        row="(a class and round: budget, asked, accepted; plan, generate and filter, round after round)",
+    ),
+    StageEntry(
         name="reconstruct", command="accelerate launch synth/reconstruct.py --config C", folder="reconstructed",
         row="(a real image through the generator's autoencoder; only for arms -reconstructed)",
     ),
@@ -90,8 +94,11 @@ STAGES: tuple[StageEntry, ...] = (
 FOLDERS: dict[str, str] = {stage.name: stage.folder for stage in STAGES}
 """Stage name to its folder below the run's."""
 
-OPTIONAL: tuple[str, ...] = ("oracle", "external", "autoencoder", "reconstruct")
+OPTIONAL: tuple[str, ...] = ("oracle", "external", "autoencoder", "fill", "reconstruct")
 """Stages that only a run whose configuration has their section needs."""
+
+FILLED: tuple[str, ...] = ("plan", "generate", "filter")
+"""Stages that ``fill`` runs, where a configuration has it: nobody else may."""
 
 FOLDS = range(2, 21)
 """Into how many folds train and validation can be dealt for critics that have not seen what they judge."""
@@ -110,8 +117,8 @@ def critics_of(config: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 SECTIONS: tuple[str, ...] = (
-    "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "reconstruct", "arm",
-    "train", "predict", "compare", "report",
+    "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "fill", "reconstruct",
+    "arm", "train", "predict", "compare", "report",
 )
 
 
@@ -141,6 +148,14 @@ def is_stale(stamp: dict[str, Any]) -> bool:
             if source is None or source["output_hash"] != entry["hash"]:
                 return True
     return False
+
+
+def is_made_from(folder: Path, section: Mapping[str, Any]) -> bool:
+    """Whether a stage's stamp is there, fresh and of these settings; where in doubt, the stage itself is asked."""
+    stamp = read_stamp(folder)
+    return stamp is not None and not is_stale(stamp) and all(
+        section.get(key, value) == value for key, value in stamp["config"].items()
+    )
 
 
 def folder_state(folder: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import OPTIONAL, STAGES, StageEntry, critics_of, folder_state, read_stamp, stage_folders
+from cohort.pipeline import FILLED, OPTIONAL, STAGES, StageEntry, critics_of, folder_state, read_stamp, stage_folders
 
 
 def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list[Path]:
@@ -31,6 +31,8 @@ def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list
         wanted = [entry.folder.replace("ARM", arm).replace("CRITIC", str(seed)) for arm, seed in critics_of(config)]
     elif entry.name in OPTIONAL:
         wanted = [entry.folder] if entry.name in config else []
+    elif entry.name in FILLED and "fill" in config:
+        wanted = []
     else:
         wanted = [config.get("cohort") or entry.folder if entry.name == "prepare" else entry.folder]
     return list(dict.fromkeys([*(run / name for name in wanted), *stage_folders(run, entry)]))

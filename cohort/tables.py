@@ -119,6 +119,26 @@ def synthetic_schema(labels: Sequence[str], rules: Sequence[str]) -> pa.DataFram
     )
 
 
+def fill_schema(labels: Sequence[str]) -> pa.DataFrameSchema:
+    """One row per class and round: what was wanted, asked in it, made of that, and accepted of all rounds so far.
+
+    ``budget`` and ``accepted`` count images that carry the label, each image for every label that it carries; for the
+    label ``negative``, accepted positives that were asked with a negative, and those with an accepted one.
+    ``acceptance``: of all images asked so far, ``upper_bound`` its one-sided upper confidence bound, both 0 to 1.
+    ``status``: met, open (asked again), given up, or short; ``reason`` says why of the last two.
+    """
+    count, share = pa.Check.ge(0), pa.Check.in_range(0, 1)
+    return pa.DataFrameSchema(
+        {
+            "label": _text(isin=[*labels, "negative"]), "round": _number("int64", count),
+            **{key: _number("int64", count) for key in ("budget", "asked", "made", "accepted")},
+            "acceptance": _number("float64", share, nullable=True), "upper_bound": _number("float64", share),
+            "status": _text(isin=("met", "open", "short", "given up")), "reason": _text(nullable=True),
+        },
+        strict=True, unique=["label", "round"], name="fill",
+    )
+
+
 def arm_schema() -> pa.DataFrameSchema:
     """One row per training slot; duplicates, oversampling and schedules are all expressed here.
 

@@ -27,7 +27,7 @@ from experiment_config import FURTHER, SCHEMAS, Experiment, fix_endpoint, read_e
 from experiment_processes import run_forked, run_launched, sole_owner
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import FOLDERS, critics_of, is_stale, read_stamp
+from cohort.pipeline import FOLDERS, critics_of, is_made_from, read_stamp
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,13 @@ def list_steps(config: dict[str, Any]) -> Iterator[Step]:
 
     if "prepare" in config:
         yield Step(stage="prepare", folder=Path(config["cohort"] or run / "cohort"))
-    for stage in ("oracle", "external", "plan"):
+    fills = "fill" in config
+    for stage in ("oracle", "external", *(() if fills else ("plan",))):
         if stage in config:
             yield step(stage)
     for arm, seed in critics_of(config):
         yield step("train", arm, seed)
-    for stage in ("autoencoder", "finetune", "generate", "filter", "reconstruct"):
+    for stage in ("autoencoder", "finetune", *(("fill",) if fills else ("generate", "filter")), "reconstruct"):
         if stage in config:
             yield step(stage)
     for seed in range(config["n_seeds"]):
@@ -78,19 +79,12 @@ def list_steps(config: dict[str, Any]) -> Iterator[Step]:
     yield step("report")
 
 
-def is_done(step: Step, section: dict[str, Any]) -> bool:
-    """Whether its stamp is there, fresh and of these settings; where in doubt, the stage itself is asked."""
-    stamp = read_stamp(step.folder)
-    return stamp is not None and not is_stale(stamp) and all(
-        section.get(key, value) == value for key, value in stamp["config"].items()
-    )
-
-
 def words_of(step: Step, experiment: Experiment) -> list[str]:
     """The module of a step and its arguments."""
     arm = [] if step.arm is None else ["--arm", step.arm, "--arm-seed", str(step.seed)]
-    role = ["--role", step.stage] if step.stage in FURTHER else []
-    return [SCHEMAS[step.stage].partition(":")[0], "--config", str(experiment.folder / "config.yaml"), *role, *arm]
+    more = ["--role", step.stage] if step.stage in FURTHER else (
+        ["--processes", str(experiment.processes)] if step.stage == "fill" else [])
+    return [SCHEMAS[step.stage].partition(":")[0], "--config", str(experiment.folder / "config.yaml"), *more, *arm]
 
 
 def run_step(step: Step, experiment: Experiment, file: Path) -> None:
@@ -129,7 +123,7 @@ def time_left(steps: list[Step], done: list[Step], expected: Mapping[str, float]
 def print_steps(experiment: Experiment, steps: list[Step]) -> None:
     """What ``--dry-run`` shows: every stage with its command, and whether it is done."""
     for number, step in enumerate(steps, start=1):
-        state = "done" if is_done(step, experiment.config[step.stage]) else "to do"
+        state = "done" if is_made_from(step.folder, experiment.config[step.stage]) else "to do"
         command = shlex.join(["python", "-m", *words_of(step, experiment)])
         sys.stdout.write(f"[{number}/{len(steps)}] {state:5}  {command}\n")
 
@@ -141,7 +135,7 @@ def run_all(experiment: Experiment, steps: list[Step]) -> None:
     done: list[Step] = []
     for number, step in enumerate(steps, start=1):
         place = f"[{number}/{len(steps)}] {step}"
-        if is_done(step, experiment.config[step.stage]):
+        if is_made_from(step.folder, experiment.config[step.stage]):
             log.info("%s: complete", place)
         else:
             log.info("%s ...", place)

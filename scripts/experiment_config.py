@@ -30,9 +30,10 @@ SCHEMAS = {
     "external": "cohort.prepare:PrepareConfig", "plan": "prompts.plan:PlanConfig",
     "autoencoder": "synth.autoencoder:AutoencoderConfig", "finetune": "synth.finetune:FinetuneConfig",
     "generate": "synth.generate:GenerateConfig", "filter": "synth.filter:FilterConfig",
-    "reconstruct": "synth.reconstruct:ReconstructConfig", "arm": "classify.arm:ArmConfig",
-    "train": "classify.train:TrainConfig", "predict": "classify.predict:PredictConfig",
-    "compare": "classify.compare:CompareConfig", "report": "classify.report:ReportConfig",
+    "fill": "synth.fill:FillConfig", "reconstruct": "synth.reconstruct:ReconstructConfig",
+    "arm": "classify.arm:ArmConfig", "train": "classify.train:TrainConfig",
+    "predict": "classify.predict:PredictConfig", "compare": "classify.compare:CompareConfig",
+    "report": "classify.report:ReportConfig",
 }
 FURTHER = ("oracle", "external")
 """Sections of cohorts that only an arm of their name needs."""
