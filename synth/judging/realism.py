@@ -67,7 +67,7 @@ def realism(evidence: Evidence, *, passing: float = 0.98) -> list[Criterion]:
         passing: share of the held-back real images of a kind that pass at least, 0 to 1.
     """
     train = features(evidence, evidence.train)
-    gaussian = Gaussian.fit(_thinned(train))
+    gaussian = Gaussian.fit(thinned(train))
     made, val = (gaussian.distance(features(evidence, images)) for images in (evidence.made, evidence.val))
 
     @cache
@@ -90,7 +90,7 @@ def neighbourhood(evidence: Evidence, *, passing: float = 0.95, k: int = 3) -> l
     """
     criteria = []
     for kind in kinds(evidence):
-        chosen = _thinned(np.flatnonzero(kind.train))
+        chosen = thinned(np.flatnonzero(kind.train))
         references, owners = features(evidence, evidence.train)[chosen], evidence.train.patients[chosen]
 
         def distance(images: Images, rows: np.ndarray, references: np.ndarray = references,
@@ -173,7 +173,7 @@ def _distance_across(train: np.ndarray, patients: np.ndarray) -> np.ndarray:
     distance = np.full(len(train), np.inf)
     for fold in range(FOLDS if len(names) >= 2 * FOLDS else 0):
         inside = owner % FOLDS == fold
-        distance[inside] = Gaussian.fit(_thinned(train[~inside])).distance(train[inside])
+        distance[inside] = Gaussian.fit(thinned(train[~inside])).distance(train[inside])
     return distance
 
 
@@ -208,6 +208,6 @@ def neighbour_distances(
     return nearest
 
 
-def _thinned(rows: np.ndarray) -> np.ndarray:
-    """At most ``FIT_IMAGES`` of the rows, evenly spaced; all of them where there are no more."""
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), FIT_IMAGES)).astype(int)]
+def thinned(rows: np.ndarray, *, at_most: int = FIT_IMAGES) -> np.ndarray:
+    """At most that many of the rows, evenly spaced; all of them where there are no more."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), at_most)).astype(int)]

@@ -81,6 +81,7 @@ RULES: dict[str, str] = {
     "realism": "synth.judging.realism:realism",
     "neighbourhood": "synth.judging.realism:neighbourhood",
     "label_agreement": "synth.judging.agreement:label_agreement",
+    "diversity": "synth.judging.diversity:diversity",
 }
 """Name, which is also the score's column, to the place of its function, in the default order."""
 

@@ -20,7 +20,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from synth.judging.critic import auroc_interval
 from synth.judging.evidence import Evidence, Images
-from synth.judging.realism import FIT_IMAGES, features, held_back_quantile
+from synth.judging.realism import features, held_back_quantile, thinned
 from synth.judging.rules import Criterion, reads
 
 STATISTICS = ("std", "share_at_ends", "mirrored_step", "flat_run", "lattice_power")
@@ -174,7 +174,7 @@ def _view_scores(evidence: Evidence) -> tuple[dict[str, np.ndarray], str | None,
     if min(n_train) < 2 or min(n_val) < 1:
         return missing, (f"not judged: {n_train} train and {n_val} validation images of {VIEWS}; wanted: 2 and 1 "
                          "at least"), "skill unknown"
-    rows = known[np.linspace(0, len(known) - 1, min(len(known), FIT_IMAGES)).astype(int)]
+    rows = thinned(known)
     discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
     discriminant.fit(features(evidence, train)[rows].astype(np.float64), train.views[rows] == VIEWS[0])
     scores = {name: np.asarray(discriminant.decision_function(features(evidence, images)), dtype=np.float64)
