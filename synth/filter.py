@@ -70,7 +70,7 @@ class FilterConfig:
     critic_seeds: tuple[int, ...] = (1000,)
     """Seeds (1000 or more) of arm `real` whose mean logit is the critic's; read only if a rule needs the critic."""
     folds: int = 0
-    """Out-of-fold critics (2 to 20 trainings of arm `fold`) for findings with few validation patients; 0: none.
+    """Out-of-fold critics (2 to 20 trainings of arm `fold`) for findings with few validation images; 0: none.
 
     They learn from train and validation less one fold of patients each, and judge that fold and all images made."""
     rules: dict[str, dict[str, float | int | str] | None] = field(default_factory=lambda: dict.fromkeys(RULES))

@@ -2,7 +2,7 @@
 
 Every finding asked for must score as high as nearly all real images that show it, every scarce finding that was not
 asked for must score no higher than nearly all that do not. Train positives are no substitute for validation: the
-critics have learnt them by heart. So where validation has too few patients with a finding, one threshold serves both
+critics have learnt them by heart. So where validation has too few images with a finding, one threshold serves both
 sides: what few real *negatives* exceed, seen by out-of-fold critics where there are some (``filter.folds``).
 
 "Nearly all" is one level for all labels, because rules for each label multiply: 95 % each over 14 labels keep half. An
@@ -44,7 +44,7 @@ class Joint:
     def __str__(self) -> str:
         told = [f"{share:.1%} of {n:,} {kind} ({cross:.1%} by cross-validation)"
                 for kind, (share, cross, n) in self.shares.items()]
-        return f"joint level {self.level:.3g}, at which on all labels pass: {' and '.join(told) or 'nobody knows'}"
+        return f"joint level {self.level:.3g}, at which pass on all labels: {' and '.join(told) or 'nobody knows'}"
 
 
 @reads("critic", "fold")
@@ -57,9 +57,9 @@ def label_agreement(
     Args:
         evidence: with the logits of one critic or more, and those of out-of-fold critics where there are some.
         pass_share: share of real images that pass on all labels together, 0 to 1, of those with a scarce finding and
-            of those without; labels with few positive patients are set apart from it.
-        false_positive_rate: share of real negatives above the threshold of a finding with few positive patients.
-        quantile_from: validation patients with a finding from which it is no longer one of these.
+            of those without; labels with few positive images are set apart from it.
+        false_positive_rate: share of real negatives above the threshold of a finding with few positive images.
+        quantile_from: validation images with a finding from which it is no longer one of these.
         judged_from: patients with a finding, in the images that its threshold comes from, to judge it at all.
         select: ``confident`` keeps all that pass. The others keep of these, for the scarce findings asked for, only
             what the critics are unsure of: ``band`` what scores at most the quantile ``select_quantile`` of the real
@@ -70,7 +70,7 @@ def label_agreement(
     """
     in_validation = validation_gauges(evidence)
     out_of_fold = fold_gauges(evidence, false_positive_rate=false_positive_rate)
-    few = {label for label, gauge in in_validation.items() if gauge.positive_patients < quantile_from}
+    few = {label for label, gauge in in_validation.items() if len(gauge.positives) < quantile_from}
     gauges = [out_of_fold.get(label, gauge) if label in few else gauge for label, gauge in in_validation.items()]
     opinions = [_why_not_judged(gauge, judged_from) for gauge in gauges]
     joint = joint_level([gauge for gauge, (why_not, _) in zip(gauges, opinions, strict=True)
@@ -121,7 +121,7 @@ def _of_negatives(gauge: Gauge, rate: float) -> tuple[float, float, str]:
     reach = (gauge.positives >= threshold).mean()
     return threshold, threshold, (
         f"{gauge.source}, false-positive rate {rate:g} on {len(gauge.negatives):,} negatives; {reach:.0%} of "
-        f"{len(gauge.positives)} real positives reach it (too few patients for a quantile of them)")
+        f"{len(gauge.positives)} real positives reach it (validation has too few for a quantile of them)")
 
 
 def _unsure(gauge: Gauge, floor: float, select: Select, quantile: float) -> tuple[np.ndarray, float, bool, str]:

@@ -7,7 +7,7 @@ label, in the images made and in real ones that they have not learnt from:
 **In validation**, the mean of the logits. Each critic's are divided by the one number that makes the known labels
 likeliest (Guo et al. 2017, eq. 9, for independent labels), so that an overconfident seed has no louder voice.
 
-**Out of fold**, where validation holds few patients with a finding: critics that each held out one fold of train and
+**Out of fold**, where validation holds few images with a finding: critics that each held out one fold of train and
 validation. Every real image is judged by the one that has not learnt from its patient. Each fold's own negatives put
 its scores on one scale: 0 is what a stated share of them exceeds. An image made gets the mean of all folds; a mean
 scatters less than its parts, so false positives are at most about that share.

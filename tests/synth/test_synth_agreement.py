@@ -75,18 +75,17 @@ def test_right_wrong_and_missing_findings_and_those_in_excess() -> None:
     assert (margins >= 0).tolist() == [True, False, False, False, False, True, False, True]
 
 
-@pytest.mark.parametrize("per_patient", [1, 4])
-def test_few_are_patients_not_images_and_their_threshold_is_one_of_negatives(per_patient: int) -> None:
+def test_where_positives_are_few_the_threshold_is_one_of_negatives() -> None:
     rng = np.random.default_rng(2)
-    val = draw(400 * per_patient, rng, shares=(0.4, 0.04, 0.3, 0.3), per_patient=per_patient)
-    assert 5 <= val.carriers("Edema").sum() / per_patient < 20
+    val = draw(400, rng, shares=(0.4, 0.04, 0.3, 0.3))
+    assert 5 <= val.carriers("Edema").sum() < 20
     criteria = label_agreement(case(draw(10, rng), val), false_positive_rate=0.02)
     floor, ceiling = (criterion(criteria, "Edema", at_least=side) for side in (True, False))
     logits = val.read("critic_1000")[:, 1] / fit_temperature(val.read("critic_1000"), val.labels.to_numpy(dtype=float))
     assert floor.threshold == ceiling.threshold
     assert (logits[~val.carriers("Edema")] > floor.threshold).mean() == pytest.approx(0.02, abs=0.003)
     assert "false-positive rate 0.02" in floor.source
-    assert "too few patients" in floor.source
+    assert f"of {val.carriers('Edema').sum()} real positives" in floor.source
     assert "joint level" in criterion(criteria, "Hernia", at_least=True).source
 
 
@@ -138,6 +137,19 @@ def test_critics_without_skill_do_not_judge(gap: float, shares: tuple[float, ...
     assert [c.applies.tolist() for c in criteria] == [[True, False], [False, True]]
     assert all(c.threshold is None and why in str(c.reason) for c in criteria)
     assert np.isnan(worst_margin(criteria, 2)).all()
+
+
+def test_skill_is_counted_in_patients() -> None:
+    """Forty images of four patients are no forty witnesses."""
+    val = draw(1000, np.random.default_rng(11), shares=(0.4, 0, 0.3, 0.3))
+    val.labels.loc[:39, "Edema"] = 1
+    val.read("critic_1000")[:40, 1] += GAP
+    made = asked((0, 0, 0, 0), labels=[(0, 1, 0, 0)])
+    assert criterion(label_agreement(case(made, val)), "Edema", at_least=True).threshold is not None
+    val.patients[:40] = [f"q{i // 10}" for i in range(40)]
+    found = criterion(label_agreement(case(made, val)), "Edema", at_least=True)
+    assert found.threshold is None
+    assert "4 patients with the finding (wanted: 5)" in str(found.reason)
 
 
 def test_the_scale_of_a_critic_does_not_matter() -> None:

@@ -1,0 +1,142 @@
+"""Does label agreement tell right images from wrong ones? Asked of images whose truth is known, class by class.
+
+New patients of a prepared phantom cohort's hospital who have a scarce finding are drawn four times, and every time the
+same is asked for, which is what they have:
+
+    right      as they are
+    missing    the same chest and company, the finding taken away
+    wrong      another scarce finding in its place
+    excess     another scarce finding beside it
+
+They pass through the filter's own rule with the run's own critics. They are better than a generator's, so this says
+what the critics can see at best. Findings without a sign (controls) are left out. Of the run only its cache grows.
+
+::
+
+    python scripts/planted_findings.py --run runs/demo --out runs/planted [--per-class 40] [--folds 5]
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from cohort.errors import TailfillError, run_command
+from cohort.phantom.cases import Case, draw_cases
+from cohort.phantom.exam import Exam, Sign
+from cohort.phantom.settings import PhantomConfig
+from cohort.sources.phantom import image_path, write_images
+from cohort.stage import hash_file, require
+from cohort.tables import Cohort, load_cohort
+from synth.judging.agreement import label_agreement
+from synth.judging.critic import Critic, critic_folders, fold_critics
+from synth.judging.gathering import Gatherer
+from synth.judging.reading import Reader, Share
+from synth.judging.rules import Criterion, worst_margin
+
+KINDS = ("right", "missing", "wrong", "excess")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="a run with a phantom cohort and trained critics")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images; safe to run again")
+    parser.add_argument("--per-class", type=int, default=40, help="images of each kind and class, 1 or more")
+    parser.add_argument("--seed", type=int, default=4242, help="of the new patients; none that the run has used")
+    parser.add_argument("--critic-seeds", type=int, nargs="+", default=[1000], help="as filter.critic_seeds")
+    parser.add_argument("--folds", type=int, default=0, help="as filter.folds")
+    parser.add_argument("--select", default="confident", help="as the rule's setting")
+    return parser.parse_args(arguments)
+
+
+def phantom_of(cohort: Cohort, seed: int) -> PhantomConfig:
+    """The settings of the cohort for new patients, all in one split; raises ``TailfillError`` for another cohort."""
+    settings: dict[str, Any] | None = require(cohort.folder, "cohort")["config"].get("phantom")
+    if settings is None:
+        raise TailfillError(f"{cohort.folder}: was not made by the phantom, so nobody can take a finding away from it")
+    if settings["seed"] == seed:
+        raise TailfillError(f"--seed is {seed}, the cohort's own; wanted: another one, for patients of their own")
+    lists = {key: tuple(value) for key, value in settings.items() if isinstance(value, list)}
+    return PhantomConfig(**settings | lists | {"seed": seed, "val_share": 0.0, "test_share": 0.0, "label_noise": 0.0})
+
+
+def plant(case: Case, label: str, others: Sequence[str], number: int) -> Iterator[tuple[str, Exam]]:
+    """The four exams of a case that has ``label``; ``number`` chooses which of ``others`` comes instead of it."""
+    own = next(sign for sign in case.exam.signs if sign.label == label)
+    rest = tuple(sign for sign in case.exam.signs if sign.label != label)
+    absent = [name for name in others if name not in {sign.label for sign in case.exam.signs}]
+    other = Sign(label=absent[number % len(absent)], severity=own.severity, seed=own.seed)
+    signs = {"right": case.exam.signs, "missing": rest, "wrong": (*rest, other), "excess": (*case.exam.signs, other)}
+    for kind in KINDS:
+        yield kind, replace(case.exam, image_id=f"{case.exam.image_id}-{label.replace(' ', '_')}-{kind}",
+                            signs=signs[kind])
+
+
+def draw(cohort: Cohort, config: PhantomConfig, folder: Path, per_class: int) -> pd.DataFrame:
+    """Draw all images into ``folder``; their rows as the filter has them, with ``kind``."""
+    visible = [label for label in cohort.scarce if label in config.drawn]
+    if len(visible) < 2:
+        raise TailfillError(f"{cohort.folder}: has {len(visible)} scarce findings with a sign; wanted: two or more")
+    rows, exams = [], []
+    for label in visible:
+        for number, case in enumerate(draw_cases(replace(config, images=per_class, only_with=(label,)))):
+            for kind, exam in plant(case, label, visible, number):
+                exams.append(exam)
+                rows.append({"sample_id": exam.image_id, "path": image_path(exam.image_id), "kind": kind,
+                             "view": exam.view, "height": config.size, "width": config.size, "charged_to": label,
+                             **dict(zip(config.labels, case.labels.astype(int).tolist(), strict=True))})
+    write_images(exams, folder, config.size, processes=1)
+    return pd.DataFrame(rows).assign(sha256=[hash_file(folder / row["path"]) for row in rows])
+
+
+def judge(run: Path, cohort: Cohort, made: pd.DataFrame, options: argparse.Namespace) -> list[Criterion]:
+    """What the filter's rule says of all images."""
+    critics = critic_folders(run, options.critic_seeds, cohort)
+    folds = {f"fold_{seed}": fold for seed, fold in fold_critics(run, options.folds, cohort).items()}
+    cpu = torch.device("cpu")
+    readers: dict[str, list[Reader]] = {
+        "critic": [Critic(folder, cohort.labels, name=f"critic_{seed}", device=cpu)
+                   for seed, folder in critics.items()],
+        "fold": [Critic(fold.folder, cohort.labels, name=name, device=cpu) for name, fold in folds.items()],
+    }
+    gatherer = Gatherer(cohort=cohort, made=made, folder=options.out, readers=readers, run=run, threads=1,
+                        held_out={name: fold.held_out for name, fold in folds.items()})
+    sources = gatherer.sources()
+    gatherer.read(sources, share=Share())
+    evidence = gatherer.evidence(sources, scarce=cohort.scarce)
+    return label_agreement(evidence, select=options.select)
+
+
+def tabulate(made: pd.DataFrame, criteria: list[Criterion]) -> pd.DataFrame:
+    """One row per class: images per kind, the share of each kind that passes, and whether the class is judged."""
+    passed = made.assign(passed=~(worst_margin(criteria, len(made)) < 0))
+    shares = passed.pivot_table(index="charged_to", columns="kind", values="passed", sort=False)[list(KINDS)]
+    judged = {c.label: c.reason or "yes" for c in criteria}
+    table = shares.assign(n=made.groupby("charged_to").size() // len(KINDS), judged=shares.index.map(judged))
+    sure = table[table["judged"] == "yes"]
+    overall = sure[list(KINDS)].mean().to_frame("mean of judged").T.assign(n=sure["n"].sum(), judged="")
+    return pd.concat([table, overall])[["n", *KINDS, "judged"]]
+
+
+def main() -> None:
+    """Draw, judge, print."""
+    options = parse()
+    torch.set_num_threads(1)
+    cohort = load_cohort(options.run / "cohort")
+    made = draw(cohort, phantom_of(cohort, options.seed), options.out, options.per_class)
+    criteria = judge(options.run, cohort, made, options)
+    sys.stdout.write(tabulate(made, criteria).to_string(float_format=lambda share: f"{share:.2f}") + "\n\n")
+    for criterion in criteria:
+        if criterion.label in cohort.scarce and criterion.at_least:
+            bound = "" if criterion.threshold is None else f"at least {criterion.threshold:.3f}, "
+            sys.stdout.write(f"{criterion.label}: {bound}{criterion.reason or criterion.source}\n")
+
+
+if __name__ == "__main__":
+    run_command(main)
