@@ -16,12 +16,12 @@ All of them together fail about 1 % of real images: .1 % per statistic, .5 % of 
 """
 
 import numpy as np
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from synth.judging.critic import auroc_interval
 from synth.judging.evidence import Evidence, Images
 from synth.judging.realism import features, held_back_quantile, thinned
 from synth.judging.rules import Criterion, reads
+from synth.measuring.probe import LinearProbe
 
 STATISTICS = ("std", "share_at_ends", "mirrored_step", "flat_run", "lattice_power")
 """What ``PixelStatistics`` reads, in the order of its columns."""
@@ -175,10 +175,8 @@ def _view_scores(evidence: Evidence) -> tuple[dict[str, np.ndarray], str | None,
         return missing, (f"not judged: {n_train} train and {n_val} validation images of {VIEWS}; wanted: 2 and 1 "
                          "at least"), "skill unknown"
     rows = thinned(known)
-    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
-    discriminant.fit(features(evidence, train)[rows].astype(np.float64), train.views[rows] == VIEWS[0])
-    scores = {name: np.asarray(discriminant.decision_function(features(evidence, images)), dtype=np.float64)
-              for name, images in sets.items()}
+    probe = LinearProbe.fit(features(evidence, train)[rows], train.views[rows] == VIEWS[0])
+    scores = {name: probe.log_odds(features(evidence, images)) for name, images in sets.items()}
     judged = np.isin(evidence.val.views, VIEWS)
     auroc, low, high = auroc_interval(logits=scores["val"][judged], patients=evidence.val.patients[judged],
                                       targets=(evidence.val.views[judged] == VIEWS[0]).astype(np.int64))
