@@ -37,7 +37,7 @@ class Joint:
     """One level for several labels."""
 
     level: float
-    """Share of real positives, and of negatives, beyond a label's bound, 0 to 1."""
+    """Above the share of real positives, and of negatives, that lie beyond a label's bound, 0 to 1."""
     shares: dict[str, tuple[float, float, int]]
     """Kind of image to the share of real ones that pass on all labels, the same by cross-validation, and how many."""
 
@@ -168,12 +168,12 @@ def joint_level(gauges: Sequence[Gauge], scarce: Sequence[str], *, pass_share: f
 
 
 def _fit(gauges: Sequence[Gauge], scarce: Sequence[str], kinds: Sequence[np.ndarray], pass_share: float) -> float:
-    """The level; an image's own is the smallest of its tail positions, the share of its like that score worse."""
+    """The level; an image's own is the smallest of its tail positions, the share of its like that score no better."""
     own = np.ones(len(gauges[0].scores))
     for gauge in gauges:
         for like, scores in _sides(gauge, scarce):
-            position = np.searchsorted(np.sort(scores[like]), scores[like], side="right") - 1
-            own[like] = np.minimum(own[like], position / max(like.sum() - 1, 1))
+            position = np.searchsorted(np.sort(scores[like]), scores[like], side="right")
+            own[like] = np.minimum(own[like], position / like.sum())
     may_fail = [int((1 - pass_share) * rows.sum() + 1e-9) for rows in kinds]
     levels = [np.sort(own[rows])[n] for rows, n in zip(kinds, may_fail, strict=True) if rows.sum() > n]
     return float(min(levels, default=0.0))

@@ -17,6 +17,7 @@ because repeated images of one patient are not independent. Not promised: calibr
 one number for all labels cannot give; thresholds are set on logits.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,14 +200,18 @@ class Gauge:
         return replace(self, scores=self.scores[rows], targets=self.targets[rows], patients=self.patients[rows])
 
     def bounds(self, level: float) -> tuple[float, float]:
-        """What all but a share ``level`` of the positives reach, and what all but it of the negatives do not exceed."""
-        floor = np.quantile(self.positives, level, method="lower")
-        return float(floor), -float(np.quantile(-self.negatives, level, method="lower"))
+        """What all but less than a share ``level`` of the positives reach, and of the negatives do not exceed."""
+        return _reached(self.positives, level), -_reached(-self.negatives, level)
 
     def skill(self) -> tuple[float, float, float]:
         """AUROC and its interval, see ``auroc_interval``."""
         known = ~np.isnan(self.targets)
         return auroc_interval(logits=self.scores[known], targets=self.targets[known], patients=self.patients[known])
+
+
+def _reached(scores: np.ndarray, level: float) -> float:
+    """The highest of ``scores`` that all but less than a share ``level`` of them reach."""
+    return float(np.sort(scores)[max(math.ceil(level * len(scores) - 1e-9) - 1, 0)])
 
 
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:

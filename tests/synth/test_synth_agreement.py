@@ -51,11 +51,11 @@ def test_the_stated_share_of_whole_real_images_passes() -> None:
     rng = np.random.default_rng(0)
     val, new = draw(3000, rng), draw(3000, rng)
     for share in (0.8, 0.95):
-        for images, slack in ((val, 1e-9), (new, 0.025)):
+        for images, slack in ((val, 1e-3), (new, 0.025)):
             passed = worst_margin(label_agreement(case(images, val), pass_share=share), len(images)) >= 0
             kinds = images.labels[SCARCE].to_numpy(dtype=bool).any(axis=1)
             worst = min(passed[kinds].mean(), passed[~kinds].mean())
-            assert share - slack <= worst <= share + 0.01 + slack
+            assert share - slack <= worst <= share + slack
     joint = joint_level(list(validation_gauges(case(val, val)).values()), SCARCE, pass_share=0.8)
     assert joint.level < 0.1  # four labels at a level of .2 would keep .8 ** 4
     for within, crossed, _ in joint.shares.values():
