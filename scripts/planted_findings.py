@@ -51,6 +51,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=4242, help="of the new patients; none that the run has used")
     parser.add_argument("--critic-seeds", type=int, nargs="+", default=[1000], help="as filter.critic_seeds")
     parser.add_argument("--folds", type=int, default=0, help="as filter.folds")
+    parser.add_argument("--scarce", nargs="+", help="labels to treat as the scarce ones; the cohort's where left out")
     parser.add_argument("--select", default="confident", help="as the rule's setting")
     return parser.parse_args(arguments)
 
@@ -78,11 +79,11 @@ def plant(case: Case, label: str, others: Sequence[str], number: int) -> Iterato
                             signs=signs[kind])
 
 
-def draw(cohort: Cohort, config: PhantomConfig, folder: Path, per_class: int) -> pd.DataFrame:
+def draw(scarce: Sequence[str], config: PhantomConfig, folder: Path, per_class: int) -> pd.DataFrame:
     """Draw all images into ``folder``; their rows as the filter has them, with ``kind``."""
-    visible = [label for label in cohort.scarce if label in config.drawn]
+    visible = [label for label in scarce if label in config.drawn]
     if len(visible) < 2:
-        raise TailfillError(f"{cohort.folder}: has {len(visible)} scarce findings with a sign; wanted: two or more")
+        raise TailfillError(f"{len(visible)} scarce findings of {list(scarce)} have a sign; wanted: two or more")
     rows, exams = [], []
     for label in visible:
         for number, case in enumerate(draw_cases(replace(config, images=per_class, only_with=(label,)))):
@@ -95,8 +96,9 @@ def draw(cohort: Cohort, config: PhantomConfig, folder: Path, per_class: int) ->
     return pd.DataFrame(rows).assign(sha256=[hash_file(folder / row["path"]) for row in rows])
 
 
-def judge(run: Path, cohort: Cohort, made: pd.DataFrame, options: argparse.Namespace) -> list[Criterion]:
+def judge(cohort: Cohort, made: pd.DataFrame, scarce: list[str], options: argparse.Namespace) -> list[Criterion]:
     """What the filter's rule says of all images."""
+    run: Path = options.run
     critics = critic_folders(run, options.critic_seeds, cohort)
     folds = {f"fold_{seed}": fold for seed, fold in fold_critics(run, options.folds, cohort).items()}
     cpu = torch.device("cpu")
@@ -109,7 +111,7 @@ def judge(run: Path, cohort: Cohort, made: pd.DataFrame, options: argparse.Names
                         held_out={name: fold.held_out for name, fold in folds.items()})
     sources = gatherer.sources()
     gatherer.read(sources, share=Share())
-    evidence = gatherer.evidence(sources, scarce=cohort.scarce)
+    evidence = gatherer.evidence(sources, scarce=scarce)
     return label_agreement(evidence, select=options.select)
 
 
@@ -129,11 +131,12 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     cohort = load_cohort(options.run / "cohort")
-    made = draw(cohort, phantom_of(cohort, options.seed), options.out, options.per_class)
-    criteria = judge(options.run, cohort, made, options)
+    scarce = options.scarce or cohort.scarce
+    made = draw(scarce, phantom_of(cohort, options.seed), options.out, options.per_class)
+    criteria = judge(cohort, made, scarce, options)
     sys.stdout.write(tabulate(made, criteria).to_string(float_format=lambda share: f"{share:.2f}") + "\n\n")
     for criterion in criteria:
-        if criterion.label in cohort.scarce and criterion.at_least:
+        if criterion.label in scarce and criterion.at_least:
             bound = "" if criterion.threshold is None else f"at least {criterion.threshold:.3f}, "
             sys.stdout.write(f"{criterion.label}: {bound}{criterion.reason or criterion.source}\n")
 
