@@ -11,7 +11,8 @@ Written are, in ``RUN/synthetic``:
                          did not judge the image), keep, and the first failing rule as reason
     scores.parquet       every image x criterion: score, threshold, and whether it passed
     thresholds.parquet   every criterion: threshold, its source, the positives behind it, or why it does not judge
-    fidelity.parquet     FID and KID of the images made and kept against real train images, with the real floor
+    fidelity.parquet     KID, FID, precision, recall, density and coverage of the images made and kept, per encoder,
+                         with what real train images reach among themselves
     patients.parquet     whose images thresholds, critic and generator have learnt from
 
 Images that failed to generate are counted and are no rows here. The labels are those asked for: a kept image is one
@@ -51,8 +52,10 @@ from synth.judging.reading import Reader, Share
 from synth.judging.rules import RULES, apply_rules, check_rules, read_by
 from synth.judging.sanity import PixelStatistics
 from synth.judging.verdicts import decide, explain, list_scores, list_thresholds
-from synth.measuring.encoders import Encoder, check_encoder, make_encoder
+from synth.measuring.encoders import check_encoder, make_encoders
 from synth.measuring.fidelity import measure_sets
+from synth.measuring.manifold import NEIGHBOURS
+from synth.measuring.networks import Encoder
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ class FilterConfig:
     """Images per side at most for the numbers of a whole set, 500 or more for FID to exist; larger sets are sampled."""
     kid_subset: int = 100
     """Images per side of KID's random subsets at most, 5 or more; half the smallest set where that is less."""
+    neighbours: int = NEIGHBOURS
+    """k of precision, recall, density and coverage; they need ten times as many images per side."""
 
     def __post_init__(self) -> None:
         if not self.encoders:
@@ -86,7 +91,7 @@ class FilterConfig:
         for name in self.encoders:
             check_encoder(name)
         check_rules(self.rules)
-        for key, least in (("fidelity_n", 2), ("kid_subset", 5)):
+        for key, least in (("fidelity_n", 2), ("kid_subset", 5), ("neighbours", 1)):
             if getattr(self, key) < least:
                 raise TailfillError(f"filter.{key} is {getattr(self, key)}; wanted: {least} or more")
         if self.folds and self.folds not in FOLDS:
@@ -200,7 +205,8 @@ def judge(
     synthetic = decide(made, cohort, verdicts)
     fidelity = measure_sets(
         evidence, encoders=encoders, keep=synthetic["keep"].to_numpy(dtype=bool), groups=cohort.groups,
-        max_n=config.fidelity_n, kid_subset=config.kid_subset, rng=np.random.default_rng([run.seed, RANDOM_STREAM]),
+        max_n=config.fidelity_n, kid_subset=config.kid_subset, k=config.neighbours,
+        rng=np.random.default_rng([run.seed, RANDOM_STREAM]),
     )
     write_table(synthetic, stage.folder / OUTPUTS[0], synthetic_schema(cohort.labels, list(verdicts)))
     write_table(list_scores(made["sample_id"], verdicts), stage.folder / "scores.parquet")
@@ -238,7 +244,7 @@ def main() -> None:
         raise TailfillError(f"{inputs.folder / 'images.parquet'}: holds no image with status ok; nothing to filter")
     if accelerator.is_main_process:
         stage.begin()
-    encoders = [make_encoder(name, device=accelerator.device) for name in config.encoders]
+    encoders = make_encoders(config.encoders, device=accelerator.device)
     gatherer = make_gatherer(run, config, inputs, encoders=encoders, device=accelerator.device)
     evidence = gather(gatherer, inputs, accelerator)
     if evidence is not None:

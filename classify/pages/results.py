@@ -23,6 +23,8 @@ METRIC_NAMES = {"ECE": "Calibration error (ECE)", "ECE_T": "Calibration error af
 """Metric to its heading, where that is not its name."""
 FIDELITY_SETS = {"kept": 3, "made": 1, "real floor": 0}
 """Set of images -> series of its mark."""
+FIDELITY_PLOTS = ("KID", "FID")
+"""Metrics that are drawn; the table has all of them."""
 
 
 def group_of(evidence: Evidence, name: str) -> str:
@@ -157,23 +159,28 @@ def fidelity_chapter(evidence: Evidence) -> Chapter:
     table, plots = evidence.fidelity, []
     if table.empty:
         return Chapter(anchor="fidelity", title="How close to real", words=("This run measured no fidelity.",))
-    for metric in sorted(set(table["metric"])):
-        plot = _fidelity_plot(table[table["metric"] == metric], str(metric))
-        plots += [plot] if plot else []
-    encoders = sorted({f"{r['encoder']} (sha256 {str(r['encoder_sha256'])[:12]}, resize {r['resize']})"
-                       for r in table.to_dict("records")})
+    encoders = {str(r["encoder"]): f"{r['encoder']} (sha256 {str(r['encoder_sha256'])[:12]}, resize {r['resize']})"
+                for r in table.to_dict("records")}
+    for encoder in encoders:
+        for metric in FIDELITY_PLOTS:
+            plot = _fidelity_plot(table[(table["metric"] == metric) & (table["encoder"] == encoder)], metric, encoder)
+            plots += [plot] if plot else []
+    tables = [_fidelity_table(evidence, encoder) for encoder in encoders]
     return Chapter(
-        anchor="fidelity", title="How close to real", blocks=(*plots, _fidelity_table(evidence)),
-        words=("Lower is closer. The real floor is what an equally large set of real images reaches against other real "
-               "images: nothing can be expected below it. Measured by " + "; ".join(encoders) + ".",),
+        anchor="fidelity", title="How close to real", blocks=(*plots, *tables),
+        words=("KID and FID are distances: lower is closer. Precision is the share of synthetic images that look real, "
+               "recall the share of real images that synthetic ones come near; density and coverage say the same and "
+               "mind outliers less. For these four higher is better. The real floor is what an equally large set of "
+               "real images reaches against other real images: nothing better can be expected. Measured by "
+               + "; ".join(encoders.values()) + ".",),
         sources=("synthetic/fidelity.parquet",),
     )
 
 
-def _fidelity_table(evidence: Evidence) -> Table:
+def _fidelity_table(evidence: Evidence, encoder: str) -> Table:
     """One row per set of images and metric: kept, made, floor, and on how many images each rests."""
-    notes, rows = Notes(), []
-    for (name, metric), part in evidence.fidelity.groupby(["name", "metric"], sort=False):
+    notes, rows, table = Notes(), [], evidence.fidelity
+    for (name, metric), part in table[table["encoder"] == encoder].groupby(["name", "metric"], sort=False):
         by_set = part.set_index("set").to_dict("index")
         cells = []
         for kind in FIDELITY_SETS:
@@ -183,11 +190,12 @@ def _fidelity_table(evidence: Evidence) -> Table:
         sizes = [count(by_set.get(kind, {}).get("n_synthetic")) for kind in ("kept", "made")]
         rows.append((str(name), evidence.cohort.groups.get(str(name), ""), str(metric), *cells,
                      count(part["n_real"].max()), " / ".join(sizes)))
-    return Table(title="Distances to real training images", text=3, rows=tuple(rows), notes=notes.lines(), columns=(
-        "Images", "Group", "Metric", "Kept", "Made", "Real floor", "Real images", "Synthetic (kept / made)"))
+    columns = ("Images", "Group", "Metric", "Kept", "Made", "Real floor", "Real images", "Synthetic (kept / made)")
+    return Table(title=f"Synthetic against real training images, measured by {encoder}", text=3, rows=tuple(rows),
+                 notes=notes.lines(), columns=columns)
 
 
-def _fidelity_plot(table: pd.DataFrame, metric: str) -> Plot | None:
+def _fidelity_plot(table: pd.DataFrame, metric: str, encoder: str) -> Plot | None:
     """Kept, made and floor on one axis; None when nothing is defined."""
     names = FIDELITY_SETS
     rows = []
@@ -198,7 +206,7 @@ def _fidelity_plot(table: pd.DataFrame, metric: str) -> Plot | None:
                 v, s = float(r["value"]), 0.0 if is_null(r.get("spread")) else float(r["spread"])
                 marks.append(Interval(series=names[r["set"]], value=v, low=v - s, high=v + s))
         rows += [Row(label=str(name), marks=tuple(marks), strong=name == "all")] if marks else []
-    title = f"{metric} to real training images"
+    title = f"{metric} to real training images, measured by {encoder}"
     return row_plot(rows, title=title, names=names, axis=Axis(label=metric)) if rows else None
 
 

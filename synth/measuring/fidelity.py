@@ -20,8 +20,8 @@ import pandas as pd
 
 from synth.judging.evidence import NEGATIVE, Evidence
 from synth.measuring.distances import frechet_distance, kernel_distance, kernel_spread
-from synth.measuring.encoders import Encoder
 from synth.measuring.manifold import NEIGHBOURS, manifold
+from synth.measuring.networks import Encoder
 
 MIN_FID = 500
 """Images per side below which FID is null: its bias outgrows what it measures (rule 9 of the design)."""
@@ -132,7 +132,7 @@ def list_comparisons(evidence: Evidence, *, keep: np.ndarray, groups: Mapping[st
     masks: Masks = {"all": (np.ones(len(lacks), dtype=bool), np.ones(len(keep), dtype=bool))}
     for group in dict.fromkeys(groups[label] for label in evidence.scarce):
         columns = [groups[label] == group for label in evidence.scarce]
-        masks[group] = (carries[:, columns].any(axis=1), asked[:, columns].any(axis=1) & ~negative)
+        masks[group] = (_any(carries[:, columns]), _any(asked[:, columns]) & ~negative)
     for column, label in enumerate(evidence.scarce):
         masks[label] = (carries[:, column], asked[:, column] & ~negative)
     if negative.any():
@@ -175,6 +175,11 @@ def _kid_rows(
         else:
             yield row | {"value": kernel_distance(real=real, fake=fake), "subset": subset,
                          "spread": kernel_spread(real=real, fake=fake, subset=subset, rng=rng)}
+
+
+def _any(columns: np.ndarray) -> np.ndarray:
+    """bool (n, k) to (n,): whether any column holds."""
+    return np.asarray(columns.any(axis=1), dtype=bool)
 
 
 def _sample(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_batch_statistics_agree_with_the_stored_ones() -> None:
 def test_features(encoder: encoders.Encoder, images: np.ndarray) -> None:
     """Shape, type, sense, and independence of the batch and of the order."""
     features = encode(encoder, images)
-    assert features.shape == (5, encoder.num_features)
+    assert features.shape == (5, encoder.width)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
     assert features.std(axis=0).mean() > 0
