@@ -14,6 +14,8 @@ split and the endpoint's weights enter the comparison; the validation split give
     reliability.parquet  the calibration bins of each class
     recovered.parquet    where there is an oracle: the share of its gain that each arm recovers
     controls.parquet     where the cohort has negative controls: what each arm gained on them
+    subgroups.parquet    sex, age band and view: what each arm scores and misses there
+    signatures.parquet   known ways in which a good number means little, looked for in each arm and class
 
 and the verdict in the stamp's ``extra``. If RUN/endpoint.json exists, endpoint, arms, seeds and margins must be those
 that it fixed. RUN/looks.jsonl counts the looks at test (``comparison.looks``). Not promised: the spread between
@@ -31,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from classify.comparison.controls import control_rows, control_sentence
 from classify.comparison.intervals import patient_draws
@@ -49,6 +52,8 @@ from classify.comparison.metrics import HIGHER_IS_BETTER, metrics_schema
 from classify.comparison.pairing import Comparison, compare_arms
 from classify.comparison.pairs import default_pairs, rivals_of, slot_rivals
 from classify.comparison.recovered import recovered_rows, recovered_sentence
+from classify.comparison.signatures import signature_rows, signature_sentence
+from classify.comparison.subgroups import subgroup_rows, subgroup_sentence
 from classify.comparison.verdict import Case, judge, thin_classes
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
@@ -174,10 +179,12 @@ def decide_verdict(compared: Comparison, cohort: Cohort, config: CompareConfig, 
     return judge(Case(**{f.name: getattr(case, f.name) for f in fields(Case)} | {"supported": supported}))
 
 
-def beside_the_endpoint(compared: Comparison, cohort: Cohort, run: Run, config: CompareConfig) -> dict[str, Any]:
-    """What a run with an oracle or with negative controls can say too: table name to (table, sentence)."""
+def beside_the_endpoint(compared: Comparison, scored: dict[str, Scored], cohort: Cohort, run: Run,
+                        config: CompareConfig, *, metrics: pd.DataFrame, draws: NDArray[np.uint16]) -> dict[str, Any]:
+    """What the verdict does not rest on, as far as the run has it: table name to (table, sentence)."""
     end, slots, controls = config.endpoint, slot_rivals(run.arms), cohort.in_group(CONTROL)
-    found = {}
+    subgroups = subgroup_rows(scored, cohort, run, weights=end.weights, draws=draws)
+    found: dict[str, tuple[pd.DataFrame, str]] = {"subgroups": (subgroups, subgroup_sentence(subgroups, arm=end.arm))}
     if "oracle" in slots:
         table = recovered_rows(compared, slots)
         found["recovered"] = (table, recovered_sentence(table, arm=end.arm, label=end.group, metric=end.metric))
@@ -185,11 +192,13 @@ def beside_the_endpoint(compared: Comparison, cohort: Cohort, run: Run, config: 
         rivals = (slots or rivals_of(run.arms)) | {end.arm: end.rival}
         table = control_rows(compared, rivals, controls=controls, metric=end.metric)
         found["controls"] = (table, control_sentence(table))
-    return found
+    gains = found["controls"][0] if controls else None
+    table = signature_rows(metrics, scored, cohort, weights=end.weights, controls=gains)
+    return found | {"signatures": (table, signature_sentence(table, arm=end.arm))}
 
 
 def write_tables(stage: Stage, scored: dict[str, Scored], cohort: Cohort, compared: Comparison,
-                 beside: dict[str, Any]) -> list[str]:
+                 beside: dict[str, Any], *, metrics: pd.DataFrame) -> list[str]:
     """Write every table; returns their names, the main one first."""
     tables = {
         "intervals.parquet": compared.rows, "seeds.parquet": compared.seeds,
@@ -199,7 +208,7 @@ def write_tables(stage: Stage, scored: dict[str, Scored], cohort: Cohort, compar
     }
     schema = comparison_schema()
     write_table(compared.rows[list(schema.columns)], stage.folder / "comparison.parquet", schema)
-    write_table(metric_rows(scored, cohort), stage.folder / "metrics.parquet", metrics_schema())
+    write_table(metrics, stage.folder / "metrics.parquet", metrics_schema())
     for name, table in tables.items():
         write_table(table, stage.folder / name)
     return ["comparison.parquet", "metrics.parquet", *tables]
@@ -235,9 +244,10 @@ def main() -> None:
     compared = compare_arms(values=values, resampled=resampled, scored=scored["test"], arms=run.arms, pairs=pairs,
                             labels=cohort.labels, groups=groups_of(cohort))
     verdict = decide_verdict(compared, cohort, config, n_seeds=run.n_seeds, preregistered=preregistered)
-    beside = beside_the_endpoint(compared, cohort, run, config)
+    metrics = metric_rows(scored, cohort)
+    beside = beside_the_endpoint(compared, scored, cohort, run, config, metrics=metrics, draws=draws)
     verdict |= {name: sentence for name, (_, sentence) in beside.items()}
-    outputs = write_tables(stage, scored, cohort, compared, beside)
+    outputs = write_tables(stage, scored, cohort, compared, beside, metrics=metrics)
     null = int(pd.isna(compared.rows["ci_low"]).sum())
     stage.finish(outputs=outputs, counts={"rows": len(compared.rows), "with_interval": len(compared.rows) - null,
                                           "without_interval": null, "test_images": len(scored["test"].patients)},

@@ -25,8 +25,11 @@ from classify.pages.blocks import Chapter
 from classify.pages.controls import control_chapters
 from classify.pages.evidence import Evidence, load_evidence, report_inputs
 from classify.pages.limits import limits
+from classify.pages.originality import originality_chapters
 from classify.pages.results import delta_chapter, fidelity_chapter, headline, metrics_chapter, verdict_chapter
 from classify.pages.samples import samples_chapter
+from classify.pages.signatures import signature_chapters
+from classify.pages.subgroups import subgroup_chapters
 from classify.pages.summary import summary
 from cohort.config import parse
 from cohort.errors import TailfillError, run_command
@@ -61,11 +64,14 @@ def chapters(evidence: Evidence, config: ReportConfig) -> list[Chapter]:
         verdict_chapter(evidence),
         delta_chapter(evidence),
         *control_chapters(evidence),
+        *signature_chapters(evidence),
         scarcity_chapter(evidence),
         samples_chapter(evidence, n_samples=config.n_samples, max_classes=config.max_classes,
                         picture_px=config.picture_px),
         fidelity_chapter(evidence),
+        *originality_chapters(evidence, n_samples=config.n_samples, picture_px=config.picture_px),
         metrics_chapter(evidence),
+        *subgroup_chapters(evidence),
         curves_chapter(evidence),
         cost_chapter(evidence),
         settings_chapter(evidence),

@@ -152,7 +152,7 @@ def undefined_reason(metric: str, *, labels: Array, fitted: bool, split: str) ->
         return None if fitted else "no positives or no negatives in val, so no temperature"
     if not (labels == 1).any():
         return f"no positives in {split}"
-    if metric == "F1":
+    if metric not in ("AP", "AUROC"):
         return None if fitted else "no positives in val, so no threshold"
     return None if (labels == 0).any() else f"no negatives in {split}"
 

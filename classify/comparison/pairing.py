@@ -78,6 +78,8 @@ class Source:
     arms: Sequence[str]
     members: Mapping[str, list[int]]
     """Columns of each class and group."""
+    metrics: Sequence[str] = METRICS
+    """What the axis of metrics holds."""
 
     def per_seed(self, arm: str, rival: str | None, members: list[int], metric: int) -> Array:
         """Value, or paired delta, of each seed: float64 (n_seeds,), NaN where undefined."""
@@ -89,8 +91,8 @@ class Source:
         """The crossed interval of the mean over ``members``, of a value (``rival`` None) or of a delta."""
         estimates = self.per_seed(arm, rival, members, metric)
         if np.isnan(estimates).any():
-            return Interval(estimate=None, reason=null_reason(METRICS[metric], self.scored.labels[:, members],
-                                                              split="test"))
+            return Interval(estimate=None, reason=null_reason(self.metrics[metric],
+                                                              self.scored.labels[:, members], split="test"))
         defined = self.defined(members, metric)
         if support(self.scored.labels[:, defined], self.scored.patients)[1] < MIN_POSITIVE_PATIENTS:
             return Interval(estimate=float(estimates.mean()),
@@ -119,7 +121,7 @@ class Source:
     def _patients(self, at: int, metric: int) -> int:
         """Patients that a class's variance rests on: positive ones, or for calibration all with a known label."""
         column = self.scored.labels[:, at]
-        chosen = ~np.isnan(column) if METRICS[metric] in CALIBRATION else column == 1
+        chosen = ~np.isnan(column) if self.metrics[metric] in CALIBRATION else column == 1
         return len(np.unique(self.scored.patients[chosen]))
 
 

@@ -153,7 +153,8 @@ def _sentences(case: Case, answer: str, *, needed: Mapping[str, Needed | int | N
     if case.supported is not None:
         kept = [label for label in case.positive_patients if label not in thin]
         said.append(f"Over {', '.join(kept)} alone: {_text(case.supported)}; no verdict rests on this part.")
-    said += _needed_sentence(case, needed)
+    if answer not in (HELPS, HURTS, SAME_ARMS):
+        said += _needed_sentence(case, needed)
     said += [f"Guard {name}: {guard['sentence']}" for name, guard in guards.items()]
     if answer not in (HELPS, HURTS):
         said += _about_sensitivity(case)

@@ -23,6 +23,7 @@ class Table:
     text: int = 1
     last_text: bool = False
     strong: frozenset[int] = frozenset()
+    grey: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
     kind: str = field(default="table", init=False)
 

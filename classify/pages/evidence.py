@@ -67,9 +67,14 @@ class Evidence:
     synthetic: pd.DataFrame
     thresholds: pd.DataFrame
     fidelity: pd.DataFrame
+    nearest: pd.DataFrame
+    memorised: pd.DataFrame
+    probe: pd.DataFrame
     comparison: pd.DataFrame
     recovered: pd.DataFrame
     controls: pd.DataFrame
+    subgroups: pd.DataFrame
+    signatures: pd.DataFrame
     metrics: pd.DataFrame
     verdict: Mapping[str, Any]
     endpoint: Mapping[str, str]
@@ -150,9 +155,14 @@ def load_evidence(run: Run) -> Evidence:
                              synthetic_schema(cohort.labels, extra.get("rules", []))),
         thresholds=optional_table(folders["filter"] / "thresholds.parquet"),
         fidelity=optional_table(folders["filter"] / "fidelity.parquet"),
+        nearest=optional_table(folders["filter"] / "nearest.parquet"),
+        memorised=optional_table(folders["filter"] / "memorised.parquet"),
+        probe=optional_table(folders["filter"] / "probe.parquet"),
         comparison=read_table(verify(folders["compare"], "compare", "comparison.parquet"), comparison_schema()),
         recovered=optional_table(folders["compare"] / "recovered.parquet"),
         controls=optional_table(folders["compare"] / "controls.parquet"),
+        subgroups=optional_table(folders["compare"] / "subgroups.parquet"),
+        signatures=optional_table(folders["compare"] / "signatures.parquet"),
         metrics=optional_table(folders["compare"] / "metrics.parquet"),
         verdict=verdict, endpoint=endpoint, endpoint_hash=endpoint_hash, made=_all_stages(run),
         looks=looks_sentence(read_looks(run.folder / LOOKS), compared["fingerprint"]),

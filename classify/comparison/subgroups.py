@@ -1,0 +1,170 @@
+"""Sub-groups of the test set by sex, age band and view: does an arm serve some patients worse than others?
+
+For every sub-group, arm and group of findings (the tail, and all), the mean over seeds with its crossed interval of
+
+    AP, AUROC    within the sub-group alone; AP grows with prevalence, so compare arms within a row by it, not rows
+    FNR          the share of positives that is missed at each class's validation threshold
+    FNR gap      that share less the one among all others of the attribute: above 0, the sub-group is under-diagnosed
+                 (Seyyed-Kalantari et al. 2021, who use these age bands too)
+
+A class that has no positive in a sub-group is left out of its mean, in every arm alike, and of a gap where either side
+has none. Images whose sex, age or view is unknown are in no sub-group of it; an attribute with one value has none.
+
+Not promised: intervals adjusted for their number, or a cause. Sub-groups differ in disease, machine and label error.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from classify.comparison.intervals import Array, Interval, bootstrap
+from classify.comparison.measuring import Scored, groups_of
+from classify.comparison.metrics import ClassMetrics, choose_threshold, support
+from classify.comparison.pairing import Source
+from cohort.config import Run
+from cohort.tables import SEXES, VIEWS, Cohort
+
+AGE_BANDS = {"under 20": 20, "20 to 39": 40, "40 to 59": 60, "60 to 79": 80, "80 and over": 200}
+"""Band to the age in years below which it ends."""
+GROUPS = ("tail", "all")
+N_DRAWS = 500
+"""Of the comparison's draws, the first: they give a standard error to 3 %, and there are a dozen sub-groups."""
+FEW = 20
+"""Positive patients of the sub-group below which its numbers are shown in grey."""
+RANKING, FNR, GAP = ("AP", "AUROC"), "FNR", "FNR gap"
+COLUMNS = ("attribute", "subgroup", "label", "arm", "metric", "value", "ci_low", "ci_high", "n_images",
+           "n_positive_images", "n_positive_patients", "n_classes", "few", "reason")
+
+
+def subgroups_of(people: pd.DataFrame) -> dict[str, dict[str, NDArray[np.bool_]]]:
+    """Attribute to sub-group to its images, bool (n_images,): those that occur, of attributes with two or more.
+
+    ``people``: columns sex, age (years) and view; null is unknown.
+    """
+    age = people["age"].to_numpy(dtype=np.float64, na_value=np.nan)
+    ends = [0, *AGE_BANDS.values()]
+    found = {
+        "sex": {sex: (people["sex"] == sex).to_numpy(dtype=bool, na_value=False) for sex in SEXES},
+        "age": {band: (age >= low) & (age < high) for band, (low, high) in zip(AGE_BANDS, pairwise(ends), strict=True)},
+        "view": {view: (people["view"] == view).to_numpy(dtype=bool, na_value=False) for view in VIEWS},
+    }
+    present = {name: {value: rows for value, rows in parts.items() if rows.any()} for name, parts in found.items()}
+    return {name: parts for name, parts in present.items() if len(parts) > 1}
+
+
+def subgroup_rows(scored: Mapping[str, Scored], cohort: Cohort, run: Run, *, weights: str,
+                  draws: NDArray[np.uint16]) -> pd.DataFrame:
+    """The table ``subgroups``; ``few`` marks fewer than 20 positive patients, ``reason`` says why a null is null.
+
+    ``scored``, ``weights`` and ``draws`` as in ``classify.comparison.measuring.resample``.
+    """
+    people = cohort.split("test").sort_values("image_id", ignore_index=True)
+    measured = _Measured(scored, run, weights=weights, draws=draws)
+    groups = groups_of(cohort)
+    rows = []
+    for attribute, parts in subgroups_of(people).items():
+        known = np.any(list(parts.values()), axis=0)
+        for subgroup, inside in parts.items():
+            sources = measured.sources(inside, known & ~inside, members=groups)
+            for label, arm in ((label, arm) for label in GROUPS for arm in run.arms):
+                about = {"attribute": attribute, "subgroup": subgroup, "label": label, "arm": arm,
+                         "n_images": int(inside.sum())}
+                rows += [about | cells for cells in _cells(sources, arm, groups[label])]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+class _Measured:
+    """The test split with all that sub-groups are measured by: thresholds, and draws with a first one of ones."""
+
+    def __init__(self, scored: Mapping[str, Scored], run: Run, *, weights: str, draws: NDArray[np.uint16]) -> None:
+        self.test, self.arms, self.n_seeds = scored["test"], run.arms, run.n_seeds
+        self.keys = [(arm, seed, weights) for arm in run.arms for seed in range(run.n_seeds)]
+        plain = np.ones((len(draws), 1), dtype=np.uint16)
+        self.draws = np.concatenate([plain, draws[:, :N_DRAWS]], axis=1)
+        self.thresholds = [_thresholds(scored["val"], key) for key in self.keys]
+
+    def sources(self, inside: NDArray[np.bool_], others: NDArray[np.bool_],
+                *, members: Mapping[str, list[int]]) -> dict[str, Source]:
+        """Metric to the values and resampled values of the images ``inside``; the gap against ``others``."""
+        rates = self._miss_rates(inside)
+        found = {RANKING: self._rankings(inside), (FNR,): rates[:, :, None],
+                 (GAP,): (rates - self._miss_rates(others))[:, :, None]}
+        labels = np.where(inside[:, None], self.test.labels, np.nan)
+        part = Scored(labels=labels, patients=self.test.patients, logits={})
+        sources: dict[str, Source] = {}
+        for metrics, values in found.items():
+            shaped = values.reshape(len(self.arms), self.n_seeds, *values.shape[1:])
+            source = Source(values=shaped[..., 0], resampled=shaped[..., 1:], scored=part, arms=self.arms,
+                            members=members, metrics=metrics)
+            sources |= dict.fromkeys(metrics, source)
+        return sources
+
+    def _rankings(self, inside: NDArray[np.bool_]) -> Array:
+        """AP and AUROC: float64 (n_arms x n_seeds, n_labels, 2, 1 + n_draws)."""
+        labels = self.test.labels[inside]
+        evaluators = [ClassMetrics(labels=labels[:, at], logits=self.test.logits[key][inside, at])
+                      for key in self.keys for at in range(labels.shape[1])]
+        values = bootstrap(evaluators, patients=self.test.patients[inside], draws=self.draws)
+        return values[:, : len(RANKING)].reshape(len(self.keys), labels.shape[1], len(RANKING), -1)
+
+    def _miss_rates(self, inside: NDArray[np.bool_]) -> Array:
+        """Missed among positive images: float64 (n_arms x n_seeds, n_labels, 1 + n_draws), NaN without a positive."""
+        rows = np.flatnonzero(inside & (self.test.labels == 1).any(axis=1))
+        positive = (self.test.labels[rows] == 1).astype(np.float64)
+        weights = self.draws[self.test.patients[rows]].astype(np.float64)
+        total = positive.T @ weights
+        rates = np.full((len(self.keys), *total.shape), np.nan)
+        for at, (key, thresholds) in enumerate(zip(self.keys, self.thresholds, strict=True)):
+            missed = (positive * (self.test.logits[key][rows] < thresholds)).T @ weights
+            defined = (total > 0) & ~np.isnan(thresholds)[:, None]
+            np.divide(missed, total, out=rates[at], where=defined)
+        return rates
+
+
+def _thresholds(val: Scored, key: tuple[str, int, str]) -> Array:
+    """F1's threshold of each class: float64 (n_labels,), NaN without a validation positive."""
+    chosen = [choose_threshold(labels=val.labels[:, at], logits=val.logits[key][:, at])
+              for at in range(val.labels.shape[1])]
+    return np.array([np.nan if one is None else one[0] for one in chosen])
+
+
+def _cells(sources: Mapping[str, Source], arm: str, members: list[int]) -> list[dict[str, object]]:
+    """What one arm scores over ``members``, a row per metric."""
+    rows = []
+    for metric, source in sources.items():
+        at = list(source.metrics).index(metric)
+        n_images, n_patients = support(source.scored.labels[:, members], source.scored.patients)
+        one: Interval = source.interval(arm, None, members, at)
+        low, high = (np.nan if end is None else end for end in (one.low, one.high))
+        reason = one.reason
+        if metric != GAP:
+            low, high = np.clip([low, high], 0, 1)
+        elif one.estimate is None and sources[FNR].defined(members, 0):
+            reason = "no positives among the others"
+        rows.append({
+            "metric": metric, "value": np.nan if one.estimate is None else one.estimate, "ci_low": low,
+            "ci_high": high, "n_positive_images": n_images, "n_positive_patients": n_patients,
+            "n_classes": len(source.defined(members, at)), "few": n_patients < FEW,
+            "reason": reason,
+        })
+    return rows
+
+
+def subgroup_sentence(table: pd.DataFrame, *, arm: str) -> str:
+    """The smallest sub-group, and where ``arm`` misses more than among the others, in words."""
+    if table.empty:
+        return "No sub-groups: sex, age and view of the test images are unknown, or the same for all of them."
+    own = table[(table["arm"] == arm) & (table["label"] == "all") & (table["metric"] == GAP)]
+    least = own.sort_values("n_positive_patients", kind="stable").iloc[0]
+    said = (f"The smallest sub-group is {least['attribute']} {least['subgroup']}: {least['n_images']:,} test images, "
+            f"{least['n_positive_images']:,} with a finding, of {least['n_positive_patients']:,} patients.")
+    found = own[(own["ci_low"] > 0) & ~own["few"]].sort_values("value", ascending=False)
+    if found.empty:
+        return f"{said} In none does {arm} miss more findings than among the others, beyond its 95 % interval."
+    named = ", ".join(f"{row.attribute} {row.subgroup} ({row.value:+.3f}, {row.ci_low:+.3f} to {row.ci_high:+.3f})"
+                      for row in found.itertuples())
+    return (f"{said} Under-diagnosed by {arm}, share of missed findings less that of the others, 95 % interval not "
+            f"adjusted for the number of sub-groups: {named}.")
