@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cohort.errors import TailfillError, run_command
+from synth.filling.launching import command_of, environment_of
 
 
 @contextmanager
@@ -89,14 +90,9 @@ def _end_with_parent() -> None:
 
 def run_launched(words: list[str], processes: int, file: Path) -> int:
     """Run a command under ``accelerate launch`` and return its exit code."""
-    import torch
-
-    # important: accelerate's own --cpu would start one process only, with the variable it starts all
-    environment = dict(os.environ) | ({} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"})
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
-              "--main_process_port", "0", "-m"]
     with file.open("ab") as output:
-        process = subprocess.Popen([*launch, *words], stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command_of(words, processes), stdout=output, stderr=subprocess.STDOUT,
+                                   env=environment_of(processes))
         try:
             show_progress(file, lambda: process.poll() is not None, time.sleep)
             return process.wait()

@@ -43,7 +43,7 @@ from prompts.topping import NOTHING_LEFT, OPEN, SHORT, FillConfig, join_verdicts
 from synth.filling.launching import run_launched
 from synth.filling.pooling import pool_images, pool_plans
 from synth.filter import FilterConfig
-from synth.generate import GenerateConfig
+from synth.generate import RUNTIME, GenerateConfig
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +176,18 @@ def run_rounds(job: Job) -> pd.DataFrame:
     return pd.concat(stocks, ignore_index=True)
 
 
-def make_stage(run: Run, config: FillConfig, generate: GenerateConfig, filtering: FilterConfig) -> Stage:
-    """The stage; what its rounds depend on beside their own settings are its inputs."""
-    inputs = {"cohort": run.cohort_folder} | ({} if generate.pipeline else {"generator": run.folder / "generator"})
-    if "critic" in filtering.reads:
+def make_stage(job: Job, *, judged_by_critics: bool) -> Stage:
+    """The stage; its fingerprint holds all that decides what the rounds ask for, make and accept."""
+    run, sections = job.run, job.sections
+    inputs = {"cohort": run.cohort_folder}
+    inputs |= {} if sections["generate"]["pipeline"] else {"generator": run.folder / "generator"}
+    if judged_by_critics:
         inputs |= {f"critic_{arm}_{seed}": run.folder / "train" / arm / f"seed_{seed}"
-                   for arm, seed in critics_of({"filter": asdict(filtering)})}
-    return Stage("fill", run.folder / "fill", config=asdict(config) | {"seed": run.seed}, inputs=inputs)
+                   for arm, seed in critics_of(sections)}
+    made = {key: value for key, value in sections["generate"].items() if key not in RUNTIME}
+    judged = {**sections["filter"], "rule_order": list(sections["filter"]["rules"])}
+    return Stage("fill", run.folder / "fill", inputs=inputs, config=asdict(job.config) | {
+        "seed": run.seed, "plan": asdict(job.plan), "generate": made, "filter": judged})
 
 
 def foresee(job: Job) -> dict[str, Any]:
@@ -197,6 +202,20 @@ def foresee(job: Job) -> dict[str, Any]:
     return said | {"next_round": ask(job, len(done)).counts}
 
 
+def fill(job: Job, stage: Stage) -> None:
+    """All rounds, then their last verdict in the run's own folders, and the account of it."""
+    stocks = run_rounds(job)
+    last, final = int(stocks["round"].max()), stocks.drop_duplicates("label", keep="last")
+    reasons = {str(row["label"]): str(row["reason"]) for row in final.dropna(subset="reason").to_dict("records")}
+    settle(job, job.run.folder, last, config=job.pool(last) / "config.yaml", reasons=reasons)
+    write_table(stocks, stage.folder / "fill.parquet", fill_schema(job.cohort.labels))
+    judged = [read_stamp(job.pool(number) / "synthetic") or {} for number in range(last + 1)]
+    stage.finish(outputs=["fill.parquet"], seconds=sum(stamp.get("seconds", 0.0) for stamp in judged), counts={
+        "rounds": last + 1, **{str(status): int(n) for status, n in final["status"].value_counts().items()}})
+    for label, reason in reasons.items():
+        log.info("fill: %s: %s", label, reason)
+
+
 def main() -> None:
     """Fill what is missing."""
     options = parse("fill", FillConfig, doc=__doc__, extra={"processes": (int, 1)},
@@ -205,28 +224,17 @@ def main() -> None:
     if processes < 1:
         raise TailfillError(f"--processes is {processes}; wanted: 1 or more")
     cohort = load_cohort(run.cohort_folder)
-    stage = make_stage(run, options.section, beside["generate"], beside["filter"])
     sections = {name: json.loads(json.dumps(asdict(beside[name]), default=str)) for name in FOLDERS}
     job = Job(run=run, config=options.section, plan=beside["plan"], sections=sections, cohort=cohort,
               reality=look(cohort, beside["plan"]), processes=processes)
+    stage = make_stage(job, judged_by_critics="critic" in beside["filter"].reads)
     if options.dry_run:
         sys.stdout.write(stage.describe(**foresee(job)) + "\n")
-        return
-    complete = stage.is_complete()
-    if not complete:
-        stage.begin()
-    stocks = run_rounds(job)
-    last, final = int(stocks["round"].max()), stocks.drop_duplicates("label", keep="last")
-    reasons = {str(row["label"]): str(row["reason"]) for row in final.dropna(subset="reason").to_dict("records")}
-    settle(job, run.folder, last, config=job.pool(last) / "config.yaml", reasons=reasons)
-    if complete:
+    elif stage.is_complete():
         log.info("fill: complete, nothing to do")
-        return
-    write_table(stocks, stage.folder / "fill.parquet", fill_schema(cohort.labels))
-    judged = [read_stamp(job.pool(number) / "synthetic") or {} for number in range(last + 1)]
-    stage.finish(outputs=["fill.parquet"], seconds=sum(stamp.get("seconds", 0.0) for stamp in judged),
-                 counts={
-        "rounds": last + 1, **{str(status): int(n) for status, n in final["status"].value_counts().items()}})
+    else:
+        stage.begin()
+        fill(job, stage)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from experiment import list_steps
 from fill_world import LABELS, RULES, Killed, Stages, build_world
 
 from cohort import status
@@ -119,16 +120,13 @@ def test_other_settings_are_refused(filled: Path, monkeypatch: pytest.MonkeyPatc
             fill_here(filled.parent / "config.yaml", monkeypatch, f"--{key}", value)
 
 
-@pytest.mark.parametrize("moment", ["before", "within", "after"])
-def test_killed_anywhere_it_ends_the_same(
-    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """Each launched stage is killed once at this moment, and the command given again until it ends."""
+def test_killed_anywhere_it_ends_the_same(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launched stage is killed before, within and after its work, and the command given again until it ends."""
     config, killed = build_world(tmp_path), set()
 
-    def kill(folder: Path, now: str) -> None:
-        if now == moment and folder not in killed:
-            killed.add(folder)
+    def kill(folder: Path, moment: str) -> None:
+        if (folder, moment) not in killed:
+            killed.add((folder, moment))
             raise Killed
 
     while True:
@@ -136,8 +134,8 @@ def test_killed_anywhere_it_ends_the_same(
             fill_here(config, monkeypatch, stages=Stages(kill))
             break
         except Killed:
-            assert len(killed) < 20
-    assert len(killed) >= 5  # two in each of two rounds, and the last filter
+            assert len(killed) < 60
+    assert len(killed) >= 3 * 7  # two stages in each of three rounds or more, and the last filter
     assert hashes(tmp_path / "run") == hashes(filled)
 
 
@@ -176,6 +174,14 @@ def test_a_dry_run_says_what_is_next_and_writes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
     assert said["rounds_judged"] == 0
     assert said["next_round"]["planned"] == 120
+
+
+def test_in_an_experiment_it_takes_the_place_of_what_it_runs() -> None:
+    config = {"run": "r", "cohort": None, "train": {"init_seed": None}, "filter": {"critic_seeds": [1000]},
+              "finetune": {}, "plan": {}, "generate": {}, "n_seeds": 1, "arms": ["real"]}
+    plain, filling = ([step.stage for step in list_steps(config | more)] for more in ({}, {"fill": {}}))
+    assert [stage for stage in plain if stage not in filling] == ["plan", "generate", "filter"]
+    assert filling.index("finetune") < filling.index("fill") < filling.index("arm")
 
 
 def test_status_asks_for_fill_and_not_for_what_it_runs(
