@@ -19,7 +19,9 @@ import scipy.linalg
 N_SUBSETS = 50
 """Random subsets for KID's spread; its own relative error is then about 1 / sqrt(2 x 50) = 10 %."""
 CHUNK = 4096
-"""Rows that are turned into float64 at a time."""
+"""Rows that are turned into float64 at a time, for moments."""
+TILE = 4_000_000
+"""Pairs whose kernel is held at a time, 32 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Moments:
         if features.ndim != 2 or not len(features):
             raise ValueError(f"Moments.of: features of shape {features.shape}; wanted: (n, d), n >= 1")
         parts = (cls(n=len(chunk), mean=chunk.mean(axis=0), root=_triangle(chunk - chunk.mean(axis=0)))
-                 for chunk in _chunks(features))
+                 for chunk in _chunks(features, CHUNK))
         return reduce(cls.merge, parts)
 
     def merge(self, other: "Moments") -> "Moments":
@@ -114,10 +116,10 @@ def kernel_spread(
     return float(np.std(values, ddof=1))
 
 
-def _chunks(features: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows in order as float64, at most ``CHUNK`` at a time."""
-    for start in range(0, len(features), CHUNK):
-        yield features[start: start + CHUNK].astype(np.float64)
+def _chunks(features: np.ndarray, step: int) -> Iterator[np.ndarray]:
+    """The rows in order as float64, at most ``step`` at a time."""
+    for start in range(0, len(features), step):
+        yield features[start: start + step].astype(np.float64)
 
 
 def _triangle(rows: np.ndarray) -> np.ndarray:
@@ -127,7 +129,8 @@ def _triangle(rows: np.ndarray) -> np.ndarray:
 
 def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
     """The kernel summed over all pairs, without ever holding all of them."""
-    return float(sum(((chunk @ y.T / x.shape[1] + 1.0) ** 3).sum() for chunk in _chunks(x)))
+    step = max(1, TILE // len(y))
+    return float(sum(((chunk @ y.T / x.shape[1] + 1.0) ** 3).sum() for chunk in _chunks(x, step)))
 
 
 def _within(x: np.ndarray) -> float:

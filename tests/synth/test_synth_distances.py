@@ -1,5 +1,6 @@
 """FID against torchmetrics, KID against a double loop and torch-fidelity, and moments that merge exactly."""
 
+import tracemalloc
 from functools import reduce
 
 import numpy as np
@@ -144,8 +145,19 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     real, fake = two_sets(90, 70, 20)
     before = [distance(real=real, fake=fake) for distance in (frechet_distance, kernel_distance)]
     monkeypatch.setattr(distances, "CHUNK", 7)
+    monkeypatch.setattr(distances, "TILE", 7 * 80)
     after = [distance(real=real, fake=fake) for distance in (frechet_distance, kernel_distance)]
     np.testing.assert_allclose(after, before, rtol=1e-9)
+
+
+def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = two_sets(1200, 1200, 4)
+    monkeypatch.setattr(distances, "TILE", 40_000)
+    tracemalloc.start()
+    kernel_distance(real=real, fake=fake)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1200 * 1200 * 8 / 4
 
 
 def test_a_large_mean_costs_no_digits() -> None:

@@ -1,5 +1,7 @@
 """Precision and recall against torch-fidelity, density and coverage against prdc, and what they say of known sets."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,16 @@ def test_radii_do_not_count_the_image_itself() -> None:
     np.testing.assert_allclose(radii(line, 1), [1, 1, 4, 16])
     np.testing.assert_allclose(radii(line, 2), [9, 4, 9, 36])
     np.testing.assert_allclose(radii(np.repeat(line, 2, axis=0), 1), 0)
+
+
+def test_memory_does_not_grow_with_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, fake = gaussians(1200, 1200, 4)
+    monkeypatch.setattr(module, "TILE", 40_000)
+    tracemalloc.start()
+    manifold(real=real, fake=fake)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1200 * 1200 * 8 / 4
 
 
 @pytest.mark.parametrize(("n", "m", "k"), [(5, 9, 5), (9, 5, 5), (9, 9, 0)])
