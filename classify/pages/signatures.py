@@ -22,14 +22,22 @@ def signature_chapters(evidence: Evidence) -> list[Chapter]:
 
 
 def _flags(evidence: Evidence) -> tuple[Table, ...]:
-    """Every flag of every arm, the endpoint's arm in bold; none without a flag."""
-    table = evidence.signatures
-    found = table[table["flagged"].fillna(False)].to_dict("records")
-    found.sort(key=lambda row: (evidence.labels.index(row["label"]), str(row["signature"])))
-    strong = frozenset(at for at, row in enumerate(found) if row["arm"] == evidence.endpoint["arm"])
-    rows = tuple((str(row["label"]), str(row["arm"]), str(row["signature"]), str(row["words"])) for row in found)
-    return (Table(title="What is flagged", columns=("Class", "Arm", "Signature", "In words"), rows=rows, text=4,
-                  strong=strong),) if rows else ()
+    """A row per class and signature that some arm has, in bold where the endpoint's arm has it; none without a flag.
+
+    The words are those of the endpoint's arm, or of the first arm that has it.
+    """
+    table, focus = evidence.signatures, evidence.endpoint["arm"]
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for row in table[table["flagged"].fillna(False)].to_dict("records"):
+        found.setdefault((str(row["label"]), str(row["signature"])), {})[str(row["arm"])] = str(row["words"])
+    ordered = sorted(found.items(), key=lambda item: (evidence.labels.index(item[0][0]), item[0][1]))
+    strong = frozenset(at for at, (_, words) in enumerate(ordered) if focus in words)
+    rows = []
+    for (label, signature), words in ordered:
+        shown = focus if focus in words else next(iter(words))
+        rows.append((label, signature, f"{shown}: {words[shown]}", ", ".join(arm for arm in words if arm != shown)))
+    return (Table(title="What is flagged", columns=("Class", "Signature", "In words", "Other arms that have it"),
+                  rows=tuple(rows), text=4, strong=strong),) if rows else ()
 
 
 def _checks(evidence: Evidence) -> Table:

@@ -82,10 +82,10 @@ def _table(evidence: Evidence, found: Cells, label: str, metrics: tuple[str, ...
 
 
 def _cell(part: dict[Any, Any], notes: Notes) -> str:
-    """``0.312 (0.250 to 0.374)``, or a dash with the letter of the reason."""
+    """``0.31 (0.25 to 0.37)``, or a dash with the letter of the reason."""
     shown = signed if part["metric"] == GAP else number
     if is_null(part["value"]):
         return notes.dash(part["reason"])
     if is_null(part["ci_low"]):
-        return f"{shown(part['value'])} {notes.dash(part['reason'])}"
-    return f"{shown(part['value'])} ({shown(part['ci_low'])} to {shown(part['ci_high'])})"
+        return f"{shown(part['value'], 2)} {notes.dash(part['reason'])}"
+    return f"{shown(part['value'], 2)} ({shown(part['ci_low'], 2)} to {shown(part['ci_high'], 2)})"

@@ -46,7 +46,8 @@ def subgroups() -> pd.DataFrame:
 
 def signatures() -> pd.DataFrame:
     """One flag in a class with a hostile name, one check that was not possible, one without a finding."""
-    rows = [("metadata alone", "synthetic", HOSTILE, True, "sex alone ranks about as well", None),
+    rows = [("metadata alone", "real", HOSTILE, True, "age alone", None),
+            ("metadata alone", "synthetic", HOSTILE, True, "sex alone ranks about as well", None),
             ("metadata alone", "duplicate", "Nodule", False, None, None),
             ("metadata alone", "synthetic", "Hernia", None, None, "fewer than 10 positive patients in test")]
     table = pd.DataFrame(rows, columns=["signature", "arm", "label", "flagged", "words", "reason"])
@@ -72,15 +73,15 @@ def test_small_sub_groups_are_marked_without_colour_and_left_out_of_the_figure(e
         assert [row[0] for row in table.rows] == ["sex F", "sex M*"]
         assert table.grey == {1}
         assert table.notes[0].startswith("* Fewer than 20 positive patients")
-    assert tables[0].rows[0][4] == "0.250 (0.125 to 0.375)"
-    assert tables[0].rows[1][4] == "0.250 — (a)"
+    assert tables[0].rows[0][4] == "0.25 (0.12 to 0.38)"
+    assert tables[0].rows[1][4] == "0.25 — (a)"
 
 
 def test_checks_that_were_not_possible_say_why(evidence: Evidence) -> None:
     flags, checks = signature_chapters(evidence)[0].blocks
-    assert flags.rows == ((HOSTILE, "synthetic", "metadata alone", "sex alone ranks about as well"),)
+    assert flags.rows == ((HOSTILE, "metadata alone", "synthetic: sex alone ranks about as well", "real"),)
     assert flags.strong == {0}
-    assert checks.rows == (("metadata alone", "2", "1", "1"),)
+    assert checks.rows == (("metadata alone", "3", "2", "1"),)
     assert checks.notes == ("metadata alone, not looked at: fewer than 10 positive patients in test (Hernia).",)
 
 
