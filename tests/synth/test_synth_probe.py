@@ -20,7 +20,7 @@ Rows = dict[str, dict[str, Any]]
 
 
 def by_setting(table: pd.DataFrame) -> Rows:
-    return {row["setting"]: row for row in table.to_dict("records")}
+    return {row["setting"]: {str(key): value for key, value in row.items()} for row in table.to_dict("records")}
 
 
 def counts(row: dict[str, Any]) -> tuple[int, int]:
