@@ -1,0 +1,167 @@
+"""The memorisation gate: an image that is a copy of a training image is not synthetic.
+
+Per image, the question is how far its nearest training image stands out from those that are near it anyway::
+
+    score = (1 - NCC of the nearest training image) / (1 - median NCC of the nearest images of the next 7 patients)
+
+0 is a copy, 1 is an image whose nearest is as near as the rest (a ratio of squared distances; the calibrated form of
+the test in Carlini et al. 2023, "Extracting Training Data from Diffusion Models", section 4.2). Other *patients*:
+a patient's follow-ups resemble one another, and next to a copy of one the others would look typical. The threshold is
+a low quantile of the same score of validation images, real ones of patients whom nobody has copied. An image drawn from
+a real one (``init_image_id``) is judged by the same rule: its source is a training image like any other.
+
+As a set, ``nearer_to_train`` counts how many images lie nearer to training images than to as many held-out ones, one
+image per patient on either side, because many images of few patients lie less densely than as many of many. One half
+is what a generator that memorises nothing must give. It is a coarse instrument: see ``Share.if_all_copied``.
+
+Not promised: what retrieval and alignment do not see (synth/judging/copies.py), a copied detail in a new chest, or a
+right threshold where validation itself holds copies of training images under another patient's name.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from synth.judging.copies import CopyReader, Gallery, Matches
+from synth.judging.evidence import Evidence, Images
+from synth.judging.rules import Criterion, reads
+
+MIN_HELD_OUT = 20
+"""Validation images below which no threshold is set: one in 21 false alarms would be the least it could promise."""
+MIN_PATIENTS = 4
+"""Training patients below which there is no typical distance."""
+
+
+@reads(CopyReader.name)
+def memorisation(evidence: Evidence, *, false_alarms: float = 0.005) -> list[Criterion]:
+    """Whether an image stands out too little from its typical near distances to be a copy: its score as told above.
+
+    Args:
+        evidence: with the reading of ``CopyReader`` in all three sets.
+        false_alarms: share of real images of unseen patients that may be taken for copies.
+
+    Returns:
+        One criterion that applies to every image with a score.
+    """
+    score = stand_out(_matches(_Same(evidence.made), _Same(evidence.train)))
+    real = stand_out(_matches(_Same(evidence.val), _Same(evidence.train)))
+    threshold, source, reason = copy_threshold(real, false_alarms=false_alarms)
+    return [Criterion(label=None, score=score, applies=np.isfinite(score), threshold=threshold, at_least=True,
+                      source=source, reason=reason)]
+
+
+def nearest_pairs(evidence: Evidence) -> pd.DataFrame:
+    """Every image made beside its nearest training image; one row each, in order.
+
+    Columns: ``row`` and ``nearest`` (row numbers of ``evidence.made`` and ``evidence.train``), ``ncc`` (-1 to 1),
+    ``score`` (see the module; NaN with fewer than 4 training patients), ``flipped`` (matches as its mirror image),
+    ``scale_x``, ``shift_x``, ``scale_y``, ``shift_y`` (``Matches.warps``).
+    """
+    found = _matches(_Same(evidence.made), _Same(evidence.train))
+    warps = {name: found.warps[:, 0, i] for i, name in enumerate(("scale_x", "shift_x", "scale_y", "shift_y"))}
+    return pd.DataFrame({"row": np.arange(len(found.rows)), "nearest": found.rows[:, 0], "ncc": found.ncc[:, 0],
+                         "score": stand_out(found), "flipped": found.flipped[:, 0], **warps})
+
+
+def stand_out(found: Matches) -> np.ndarray:
+    """float64 (n,), 0 or more: how little the nearest image stands out; NaN with fewer than 4 training patients."""
+    others = 1 - found.ncc[:, 1:]
+    enough = np.isfinite(found.ncc[:, :MIN_PATIENTS]).all(axis=1)
+    typical = np.full(len(others), np.nan)
+    typical[enough] = np.nanmedian(others[enough], axis=1)
+    return np.maximum(1 - found.ncc[:, 0], 0) / np.maximum(typical, 1e-6)
+
+
+def copy_threshold(real: np.ndarray, *, false_alarms: float) -> tuple[float | None, str, str | None]:
+    """The k-th lowest score of n real images, k = false_alarms (n + 1) rounded down, but at least the lowest.
+
+    A further image of the same kind lies below it with a probability of at most k / (n + 1).
+
+    Args:
+        real: scores of real images of patients who are not in training, (n,); NaN is left out.
+        false_alarms: share of such images that may be taken for copies, 0 to 1.
+
+    Returns:
+        The threshold, its source in words, and why there is none, where there is none.
+    """
+    real = np.sort(real[np.isfinite(real)])
+    n = len(real)
+    if n < MIN_HELD_OUT:
+        return None, f"{n} validation images", f"{n} validation images with a score, fewer than {MIN_HELD_OUT}"
+    k = max(1, int(false_alarms * (n + 1)))
+    promise = f"at most {k / (n + 1):.2%} false alarms expected"
+    if k / (n + 1) > false_alarms:
+        promise += f", not {false_alarms:.2%}: too few for that"
+    return float(real[k - 1]), f"number {k} from below of {n} validation images ({promise})", None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Of the images made, those that lie nearer to training images than to as many held-out ones."""
+
+    share: float | None
+    """0 to 1, null expectation .5; None where no image is nearer to either side."""
+    low: float | None
+    high: float | None
+    """Exact 95 % interval (Clopper-Pearson) for independent images. Images made share their neighbours, and patients of
+    either side are drawn once: over several draws, the share varies by more."""
+    n: int
+    """Images that are nearer to one side than to the other."""
+    n_per_side: int
+    """Images, each of another patient, on either side."""
+    if_all_copied: float
+    """What the share would be, had every image been copied from a training image drawn at random."""
+
+
+def nearer_to_train(evidence: Evidence, rng: np.random.Generator) -> Share:
+    """The set-level test; ``rng`` draws an image per patient, and as many patients of one side as the other has."""
+    sides = [_one_per_patient(images, rng) for images in (evidence.train, evidence.val)]
+    n = min(map(len, sides))
+    if n < 1:
+        return Share(share=None, low=None, high=None, n=0, n_per_side=0, if_all_copied=0.5)
+    made = evidence.made.read(CopyReader.name)
+    near = []
+    for images, rows, name in zip((evidence.train, evidence.val), sides, ("train", "held out"), strict=True):
+        rows = rng.permutation(rows)[:n]
+        gallery = Gallery(images.read(CopyReader.name)[rows], images.patients[rows])
+        near.append(gallery.search(made, shortlist=16, description=f"nearest {name}").ncc[:, 0])
+    train, decided = int((near[0] > near[1]).sum()), int((near[0] != near[1]).sum())
+    copied = 0.5 + 0.5 * n / len(evidence.train)
+    if not decided:
+        return Share(share=None, low=None, high=None, n=0, n_per_side=n, if_all_copied=copied)
+    low, high = exact_interval(train, decided)
+    return Share(share=train / decided, low=low, high=high, n=decided, n_per_side=n, if_all_copied=copied)
+
+
+def exact_interval(k: int, n: int) -> tuple[float, float]:
+    """Clopper-Pearson's 95 % interval of k of n."""
+    found = stats.binomtest(k, n).proportion_ci(0.95, method="exact")
+    return float(found.low), float(found.high)
+
+
+def _one_per_patient(images: Images, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers of one image of each patient, drawn at random."""
+    shuffled = rng.permutation(len(images))
+    return shuffled[np.unique(np.asarray(images.patients, dtype=str)[shuffled], return_index=True)[1]]
+
+
+class _Same:
+    """A set of images that equals itself only, so that a search is done once for the rule and for the table."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __hash__(self) -> int:
+        return id(self.images)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.images is self.images
+
+
+@lru_cache(maxsize=2)
+def _matches(images: _Same, train: _Same) -> Matches:
+    gallery = Gallery(train.images.read(CopyReader.name), train.images.patients)
+    return gallery.search(images.images.read(CopyReader.name))
