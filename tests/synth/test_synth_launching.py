@@ -47,3 +47,11 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_several_processes_are_as_many_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"import os, pathlib\n(pathlib.Path({str(tmp_path)!r}) / ('rank_' + os.environ['RANK'])).write_text(" \
+           "os.environ['WORLD_SIZE'])"
+    write_module(tmp_path, "counted", text, monkeypatch)
+    assert run_launched(["counted"], 2) == 0
+    assert {file.name: file.read_text() for file in tmp_path.glob("rank_*")} == {"rank_0": "2", "rank_1": "2"}
