@@ -53,6 +53,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folds", type=int, default=0, help="as filter.folds")
     parser.add_argument("--scarce", nargs="+", help="labels to treat as the scarce ones; the cohort's where left out")
     parser.add_argument("--select", default="confident", help="as the rule's setting")
+    parser.add_argument("--pass-share", type=float, default=0.9, help="likewise")
+    parser.add_argument("--quantile-from", type=int, default=20, help="likewise; 1000 makes every finding a rare one")
     return parser.parse_args(arguments)
 
 
@@ -112,7 +114,8 @@ def judge(cohort: Cohort, made: pd.DataFrame, scarce: list[str], options: argpar
     sources = gatherer.sources()
     gatherer.read(sources, share=Share())
     evidence = gatherer.evidence(sources, scarce=scarce)
-    return label_agreement(evidence, select=options.select)
+    return label_agreement(evidence, select=options.select, pass_share=options.pass_share,
+                           quantile_from=options.quantile_from)
 
 
 def tabulate(made: pd.DataFrame, criteria: list[Criterion]) -> pd.DataFrame:
