@@ -1,14 +1,17 @@
-"""The filter's table: whose patient an image is that was drawn from a real one."""
+"""The filter's tables: whose patient an image is that was drawn from a real one, and a case told from them in words."""
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from cohort.errors import TailfillError
 from cohort.provenance import hash_patients
-from cohort.tables import Cohort, synthetic_schema
-from synth.judging.verdicts import decide
+from cohort.stage import Stage
+from cohort.tables import Cohort, synthetic_schema, write_table
+from synth.judging.rules import Criterion
+from synth.judging.verdicts import decide, explain, list_scores, list_thresholds
 
 LABELS = ["Hernia"]
 
@@ -46,3 +49,23 @@ def test_an_image_drawn_from_a_real_one_is_its_patients_and_the_others_are_nobod
 def test_one_drawn_from_a_held_out_or_unknown_image_is_refused(cohort: Cohort, source: str) -> None:
     with pytest.raises(TailfillError, match=f"drawn from '{source}', which is no train image"):
         decide(made(["a", source]), cohort, {})
+
+
+def test_each_bound_of_a_label_is_told_once(cohort: Cohort, tmp_path: Path) -> None:
+    """Two upper bounds on one finding, for those asked and those not, and one that is not judged: a line each."""
+    frame, every = made([None, None]), np.ones(2, dtype=bool)
+    verdicts = {"agreement": [
+        Criterion(label="Hernia", score=np.array([2.0, 3.0]), applies=every, threshold=threshold, at_least=at_least,
+                  source=source, reason=reason)
+        for threshold, at_least, source, reason in ((1.0, True, "floor", None), (2.5, False, "band", None),
+                                                    (4.0, False, "ceiling", None), (None, False, "", "too few"))]}
+    stage = Stage("filter", tmp_path / "synthetic", config={}, inputs={})
+    stage.begin()
+    write_table(decide(frame, cohort, verdicts), stage.folder / "synthetic.parquet")
+    write_table(list_scores(frame["sample_id"], verdicts), stage.folder / "scores.parquet")
+    write_table(list_thresholds(verdicts), stage.folder / "thresholds.parquet")
+    stage.finish(outputs=["synthetic.parquet", "scores.parquet", "thresholds.parquet"], counts={})
+    told = explain(stage.folder, frame["sample_id"][1]).splitlines()
+    assert "dropped by agreement" in told[0]
+    assert [line.split("score 3")[1] for line in told[1:]] == [
+        ", passes at least 1 (floor)", ", FAILS at most 2.5 (band)", ", passes at most 4 (ceiling)", "; too few"]
