@@ -240,8 +240,8 @@ def _quarters(coarse: Tensor) -> Tensor:
 def _coarse(fine: Tensor) -> Tensor:
     """(..., 48, 48) to (..., 16, 16): means of 5 x 5 and then of 3 x 3 pixels.
 
-    The first keeps out what 16 pixels cannot show, which else makes a copy moved by half a pixel look like another image
-    (NCC of 40 shifted phantoms with their source, after alignment, 5 % quantile: .979, without .895).
+    The first keeps out what 16 pixels cannot show: it makes a copy moved by half a pixel look like another image (NCC
+    of 40 shifted phantoms with their source, after alignment, 5 % quantile: .979, without .895).
     """
     smooth = functional.avg_pool2d(fine.reshape(-1, 1, SIDE, SIDE), 5, stride=1, padding=2, count_include_pad=False)
     pooled = functional.avg_pool2d(smooth, SIDE // COARSE)

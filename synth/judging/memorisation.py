@@ -161,7 +161,7 @@ class _Same:
         return isinstance(other, _Same) and other.images is self.images
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)  # of two cases with the same validation images, these are searched once
 def _matches(images: _Same, train: _Same) -> Matches:
     gallery = Gallery(train.images.read(CopyReader.name), train.images.patients)
     return gallery.search(images.images.read(CopyReader.name))

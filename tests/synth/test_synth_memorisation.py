@@ -1,0 +1,148 @@
+"""The memorisation gate: copies stand out, strangers do not, and the promised rate of false alarms is kept."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from scipy.ndimage import gaussian_filter
+
+from synth.judging import memorisation as gate
+from synth.judging.copies import PATIENTS, CopyReader, Gallery, Matches
+from synth.judging.evidence import Evidence, Images
+
+SIDE = 48
+
+
+def people(n: int, seed: int, *, visits: int = 1) -> np.ndarray:
+    """Images of n patients, uint8 (n * visits, 48, 48): half is common to all, and half of the rest to a patient's."""
+    common, own = np.random.default_rng(99), np.random.default_rng(seed)
+    alike = np.repeat(own.normal(size=(n, SIDE, SIDE)), visits, axis=0)
+    fields = common.normal(size=(1, SIDE, SIDE)) + np.sqrt(0.5) * (alike + own.normal(size=alike.shape))
+    return np.clip(128 + 250 * gaussian_filter(fields, (0, 2, 2)), 0, 255).astype(np.uint8)
+
+
+def images(pixels: np.ndarray, patients: np.ndarray | None = None) -> Images:
+    """As a rule meets them; each its own patient where none is given."""
+    names = np.array([str(i) for i in range(len(pixels))]) if patients is None else patients
+    return Images(labels=pd.DataFrame(index=range(len(pixels))), patients=names, views=np.full(len(pixels), None),
+                  readings={"copies": CopyReader().read(pixels)}, load=lambda rows: pixels[list(rows)])
+
+
+def evidence(made: np.ndarray, train: Images, val: Images) -> Evidence:
+    """The case of the images made."""
+    return Evidence(made=images(made), charged_to=np.full(len(made), ""), scarce=[], train=train, val=val)
+
+
+@pytest.fixture(scope="module")
+def train() -> Images:
+    """Sixty patients with two images each, the second hardly different from the first."""
+    first = people(60, seed=0)
+    noise = np.random.default_rng(1).normal(scale=12, size=first.shape)
+    second = np.clip(first + noise, 0, 255).astype(np.uint8)
+    return images(np.concatenate([first, second]), np.tile([f"t{i}" for i in range(60)], 2))
+
+
+@pytest.fixture(scope="module")
+def val() -> Images:
+    """Eighty other patients."""
+    return images(people(80, seed=2))
+
+
+def test_copies_fail_and_strangers_pass(train: Images, val: Images) -> None:
+    """A copy fails although its patient's other image lies as near; its pair is named."""
+    strangers, copied = people(10, seed=3), [3, 17, 70]
+    case = evidence(np.concatenate([train.load(copied), strangers]), train, val)
+    criterion, = gate.memorisation(case)
+    assert (criterion.margin() >= 0).tolist() == [False] * 3 + [True] * 10
+    pairs = gate.nearest_pairs(case)
+    assert pairs["row"].tolist() == list(range(13))
+    assert pairs["nearest"][:3].tolist() == copied
+    np.testing.assert_allclose(pairs["score"], criterion.score)
+    assert pairs["ncc"][:3].min() > 0.99 > pairs["ncc"][3:].max()
+
+
+def test_rule_and_table_search_once(train: Images, val: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rule found is what the table shows, and other images are searched anew."""
+    searched, search = [], Gallery.search
+
+    def counted(gallery: Gallery, readings: np.ndarray, **settings: int) -> Matches:
+        searched.append(len(readings))
+        return search(gallery, readings, **settings)
+
+    monkeypatch.setattr(Gallery, "search", counted)
+    small = images(people(25, seed=5))
+    for made in (people(2, seed=6), people(3, seed=7)):
+        case = evidence(made, train, small)
+        gate.memorisation(case)
+        gate.nearest_pairs(case)
+    assert searched == [2, 25, 3]
+
+
+def test_score_is_one_ratio() -> None:
+    """(1 - best) / (1 - median of the others); null below four patients."""
+    ncc = np.full((3, PATIENTS), np.nan)
+    ncc[0], ncc[1, :5], ncc[2, :3] = np.linspace(0.9, 0.2, PATIENTS), [1, 0.6, 0.5, 0.4, 0.2], 0.5
+    flat = np.zeros((3, PATIENTS))
+    found = Matches(rows=flat.astype(int), ncc=ncc, flipped=flat.astype(bool), warps=np.zeros((3, PATIENTS, 4)))
+    np.testing.assert_allclose(gate.stand_out(found), [0.1 / (1 - 0.5), 0, np.nan])
+
+
+@pytest.mark.parametrize(("n", "false_alarms"), [(999, 0.01), (199, 0.005), (50, 0.1)])
+def test_threshold_keeps_its_promise(n: int, false_alarms: float) -> None:
+    """Over many validation sets, a further real image lies below the threshold as rarely as promised."""
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(2000):
+        threshold, _, reason = gate.copy_threshold(rng.random(n), false_alarms=false_alarms)
+        assert threshold is not None
+        assert reason is None
+        rates.append(threshold)  # of a uniform score, the share below it
+    promised = int(false_alarms * (n + 1)) / (n + 1)
+    assert abs(np.mean(rates) - promised) < 4 * np.std(rates) / np.sqrt(len(rates))
+    assert promised <= false_alarms
+
+
+def test_few_validation_images_say_so() -> None:
+    """Under 20 set no threshold; under 1 / false_alarms the source tells the rate that can be promised."""
+    threshold, _, reason = gate.copy_threshold(np.array([0.5] * 19 + [np.nan]), false_alarms=0.01)
+    assert threshold is None
+    assert reason == "19 validation images with a score, fewer than 20"
+    threshold, source, _ = gate.copy_threshold(np.linspace(0.4, 1, 30), false_alarms=0.01)
+    assert threshold == pytest.approx(0.4)
+    assert "3.23% false alarms expected, not 1.00%: too few for that" in source
+
+
+def test_exact_interval_is_clopper_and_pearsons() -> None:
+    """Quantiles of beta distributions; the ends of 0 and of n are 0 and 1."""
+    for k, n in ((3, 50), (49, 50)):
+        wanted = stats.beta.ppf(0.025, k, n - k + 1), stats.beta.ppf(0.975, k + 1, n - k)
+        np.testing.assert_allclose(gate.exact_interval(k, n), wanted, rtol=1e-6)
+    assert gate.exact_interval(0, 300) == (0, pytest.approx(1 - 0.025 ** (1 / 300)))
+
+
+def test_set_share_of_strangers_is_one_half() -> None:
+    """Unequal numbers of patients and of images per patient do not move it: one image of as many patients each."""
+    train = images(people(90, seed=10))
+    val = images(people(40, seed=11, visits=3), np.repeat([f"v{i}" for i in range(40)], 3))
+    share = gate.nearer_to_train(evidence(people(60, seed=8), train, val), np.random.default_rng(0))
+    assert share.n_per_side == 40
+    assert share.low is not None
+    assert share.high is not None
+    assert share.low < 0.5 < share.high
+
+
+def test_set_share_of_copies(train: Images, val: Images) -> None:
+    """Copies raise it as far as the sample of training images can show: every second image has its source there."""
+    share = gate.nearer_to_train(evidence(train.load(range(0, 120, 2)), train, val), np.random.default_rng(0))
+    assert share.if_all_copied == pytest.approx(0.75)
+    assert share.low is not None
+    assert share.low > 0.5
+
+
+def test_thresholds_do_not_loosen_with_false_alarms(train: Images, val: Images) -> None:
+    """The more false alarms are allowed, the higher the score that is wanted."""
+    case = evidence(people(2, seed=9), train, val)
+    thresholds = [gate.memorisation(case, false_alarms=share)[0].threshold for share in (0.01, 0.1, 0.4)]
+    assert all(a is not None and b is not None and a < b for a, b in pairwise(thresholds))
