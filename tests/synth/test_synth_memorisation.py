@@ -67,9 +67,9 @@ def test_rule_and_table_search_once(train: Images, val: Images, monkeypatch: pyt
     """What the rule found is what the table shows, and other images are searched anew."""
     searched, search = [], Gallery.search
 
-    def counted(gallery: Gallery, readings: np.ndarray, **settings: int) -> Matches:
+    def counted(gallery: Gallery, readings: np.ndarray) -> Matches:
         searched.append(len(readings))
-        return search(gallery, readings, **settings)
+        return search(gallery, readings)
 
     monkeypatch.setattr(Gallery, "search", counted)
     small = images(people(25, seed=5))
