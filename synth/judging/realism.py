@@ -59,7 +59,7 @@ def kinds(evidence: Evidence) -> list[Kind]:
 
 
 @reads("encoder")
-def realism(evidence: Evidence, *, passing: float = 0.98) -> list[Criterion]:
+def realism(evidence: Evidence, *, passing: float = 0.95) -> list[Criterion]:
     """Squared Mahalanobis distance per dimension from the real train images; about 1 for those it was fitted to.
 
     Args:
