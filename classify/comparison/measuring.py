@@ -139,14 +139,14 @@ def resample(scored: Mapping[str, Scored], cohort: Cohort, run: Run, *, weights:
     Returns float64 (n_arms, n_seeds, n_labels, n_metrics) and the same with a last axis of n_draws; NaN = undefined.
     ``draws``: uint16 (n_patients, n_draws), shared by everything (``classify.comparison.intervals.patient_draws``).
     """
-    test = scored["test"]
-    prepared = [one for arm in run.arms for seed in range(run.n_seeds)
-                for one in _prepare(scored, (arm, seed, weights), "test")]
-    shape = (len(run.arms), run.n_seeds, len(cohort.labels), len(METRICS))
+    test, values, resampled = scored["test"], [], []
     ones = np.ones((len(test.patients), 1))
-    values = np.stack([evaluate(ones)[:, 0] for evaluate in prepared]).reshape(shape)
-    resampled = bootstrap(prepared, patients=test.patients, draws=draws)
-    return values, resampled.reshape(*shape, draws.shape[1])
+    for key in ((arm, seed, weights) for arm in run.arms for seed in range(run.n_seeds)):  # one in memory at a time
+        prepared = _prepare(scored, key, "test")
+        values.append([evaluate(ones)[:, 0] for evaluate in prepared])
+        resampled.append(bootstrap(prepared, patients=test.patients, draws=draws, threads=run.threads))
+    shape = (len(run.arms), run.n_seeds, len(cohort.labels), len(METRICS))
+    return np.array(values).reshape(shape), np.stack(resampled).reshape(*shape, draws.shape[1])
 
 
 def metric_rows(scored: Mapping[str, Scored], cohort: Cohort) -> pd.DataFrame:

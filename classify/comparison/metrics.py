@@ -1,7 +1,8 @@
 """AP, AUROC, F1 and calibration error of one class, for one set of image weights or for thousands.
 
 A bootstrap needs each metric under thousands of image weights, and no library offers that: so a class is sorted once
-(``ClassMetrics``) and then evaluated on a matrix of weights, one column per draw. Ones as weights give the plain value,
+into two sparse matrices (``ClassMetrics``), whose products with a matrix of weights, one column per draw, are all the
+sums that the metrics need (``scripts/bench/bootstrap.py``). Ones as weights give the plain value,
 so that an estimate and its interval come from the same lines. Ties are treated as scikit-learn treats them: equal
 logits share one threshold. Weights that are counts are summed exactly in float64, whatever the order of the images.
 
@@ -21,12 +22,12 @@ negatives is undefined too (it is 1 whatever the model says). Unknown labels are
 Not promised: anything about a metric's uncertainty (``intervals``), or one number over several label sets.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandera.pandas as pa
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 from sklearn.metrics import precision_recall_curve
@@ -54,20 +55,24 @@ class ClassMetrics:
     def __init__(self, *, labels: Array, logits: Array, threshold: float | None = None,
                  temperature: float | None = None) -> None:
         known = np.flatnonzero(~np.isnan(labels))
-        self.order = known[np.argsort(-logits[known], kind="stable")]
-        y, z = labels[self.order], np.asarray(logits, dtype=np.float64)[self.order]
+        order = known[np.argsort(-logits[known], kind="stable")]
+        y, z = labels[order], np.asarray(logits, dtype=np.float64)[order]
         tie_starts, tie_of = _runs(z)
-        self.positives = np.flatnonzero(y == 1)
-        self.level_starts, _ = _runs(tie_of[self.positives])
-        levels = tie_of[self.positives][self.level_starts]
+        positives = np.flatnonzero(y == 1)
+        self.positives = order[positives]
+        self.level_starts, _ = _runs(tie_of[positives])
+        levels = tie_of[positives][self.level_starts]
         starts, ends = tie_starts[levels], np.append(tie_starts[1:], len(z))[levels]
-        bounds = np.unique(np.concatenate([[0], starts, ends]))
-        self.bounds = bounds[bounds < len(z)]
-        self.above, self.upto = np.searchsorted(self.bounds, starts), np.searchsorted(self.bounds, ends)
-        self.n_predicted = None if threshold is None else int(np.searchsorted(-z, -threshold, side="right"))
+        n_predicted = 0 if threshold is None else int(np.searchsorted(-z, -threshold, side="right"))
+        bounds = np.unique(np.concatenate([[0], starts, ends, [n_predicted]]))
+        bounds = bounds[bounds < len(z)]
+        self.above, self.upto, self.predicted = (np.searchsorted(bounds, at) for at in (starts, ends, n_predicted))
+        self.n_found = None if threshold is None else int((positives < n_predicted).sum())
+        self.segments = _sums(np.ones((1, len(z))), bounds, order, len(labels))
         scales = (1.0,) if temperature is None else (1.0, temperature)
-        self.residuals = np.stack([y - expit(z / scale) for scale in scales])
-        self.bins = list(pairwise([*_bin_starts(tie_starts, tie_of), len(z)]))
+        residuals = np.stack([y - expit(z / scale) for scale in scales])
+        self.n_scales = len(scales)
+        self.residuals = _sums(residuals, _bin_starts(tie_starts, tie_of), order, len(labels))
 
     def __call__(self, weights: Array) -> Array:
         """The metrics in the order of ``METRICS`` as float64 (5, n_draws); NaN where undefined.
@@ -75,36 +80,39 @@ class ClassMetrics:
         ``weights``: float64 (n_images, n_draws), 0 or more; one column is one draw.
         """
         values = np.full((len(METRICS), weights.shape[1]), np.nan)
-        if len(self.order) == 0:
+        if self.segments.nnz == 0:
             return values
-        rows = np.take(weights, self.order, axis=0)
-        total = rows.sum(axis=0)
+        cumulative = np.zeros((self.segments.shape[0] + 1, weights.shape[1]))
+        np.cumsum(self.segments @ weights, axis=0, out=cumulative[1:])
+        gaps = np.abs(self.residuals @ weights).reshape(self.n_scales, -1, weights.shape[1]).sum(axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
-            gaps = sum(np.abs(self.residuals[:, low:high] @ rows[low:high]) for low, high in self.bins)
-            values[3 : 3 + len(self.residuals)] = gaps / total
+            values[3 : 3 + self.n_scales] = gaps / cumulative[-1]
             if len(self.positives):
-                positive = np.take(rows, self.positives, axis=0)
-                values[0], values[1] = self._ranking(rows, positive)
-                if self.n_predicted is not None:
-                    found = positive[self.positives < self.n_predicted].sum(axis=0)
-                    values[2] = 2 * found / (rows[: self.n_predicted].sum(axis=0) + positive.sum(axis=0))
-                    values[2, positive.sum(axis=0) == 0] = np.nan
+                positive = np.take(weights, self.positives, axis=0)
+                values[0], values[1] = self._ranking(cumulative, positive)
+                if self.n_found is not None:
+                    found, total = positive[: self.n_found].sum(axis=0), positive.sum(axis=0)
+                    values[2] = 2 * found / (cumulative[self.predicted] + total)
+                    values[2, total == 0] = np.nan
         return values
 
-    def _ranking(self, rows: Array, positive: Array) -> tuple[Array, Array]:
-        """AP and AUROC, each (n_draws,); sums are taken only between the thresholds at which positives lie."""
-        sums = np.add.reduceat(rows, self.bounds, axis=0)
-        cumulative = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(sums, axis=0)])
-        above, upto, total = cumulative[self.above], cumulative[self.upto], cumulative[-1]
+    def _ranking(self, cumulative: Array, positive: Array) -> tuple[Array, Array]:
+        """AP and AUROC, each (n_draws,), from the weights above each threshold at which a positive lies."""
+        above, upto = cumulative[self.above], cumulative[self.upto]
         gained = np.add.reduceat(positive, self.level_starts, axis=0)
         true = np.cumsum(gained, axis=0)
-        n_positive, n_negative = true[-1], total - true[-1]
-        precision = np.divide(true, upto, out=np.zeros_like(true), where=upto > 0)
-        beaten = n_negative - (above - (true - gained)) - (upto - above - gained) / 2
+        n_positive = true[-1].copy()
+        n_negative = cumulative[-1] - n_positive
         defined = np.where((n_positive > 0) & (n_negative > 0), 1.0, np.nan)
+        lost = above  # negatives that a positive does not beat, a tie for one half; in place: these arrays are large
+        lost += upto
+        lost += gained
+        lost /= 2
+        lost -= true
+        precision = np.divide(true, upto, out=upto, where=upto > 0)
         return (
-            defined * (gained * precision).sum(axis=0) / n_positive,
-            defined * (gained * beaten).sum(axis=0) / (n_positive * n_negative),
+            defined * np.einsum("ld,ld->d", gained, precision) / n_positive,
+            defined * (1 - np.einsum("ld,ld->d", gained, lost) / (n_positive * n_negative)),
         )
 
 
@@ -196,6 +204,16 @@ def _runs(values: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     new = np.ones(len(values), dtype=bool)
     new[1:] = values[1:] != values[:-1]
     return np.flatnonzero(new), np.cumsum(new) - 1
+
+
+def _sums(coefficients: Array, starts: NDArray[np.intp], order: NDArray[np.intp], n_images: int) -> sparse.csr_array:
+    """A matrix whose product with image weights sums ``coefficients`` (n, n_known) over runs of the sorted images.
+
+    A row per coefficient and run, runs beginning at ``starts``; columns are the images in the caller's order.
+    """
+    n, n_known = coefficients.shape
+    first = np.append((starts + n_known * np.arange(n)[:, None]).ravel(), n * n_known)
+    return sparse.csr_array((coefficients.ravel(), np.tile(order, n), first), shape=(len(first) - 1, n_images))
 
 
 def _bin_starts(tie_starts: NDArray[np.intp], tie_of: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -80,7 +80,7 @@ class _Measured:
     """The test split with all that sub-groups are measured by: thresholds, and draws with a first one of ones."""
 
     def __init__(self, scored: Mapping[str, Scored], run: Run, *, weights: str, draws: NDArray[np.uint16]) -> None:
-        self.test, self.arms, self.n_seeds = scored["test"], run.arms, run.n_seeds
+        self.test, self.arms, self.n_seeds, self.threads = scored["test"], run.arms, run.n_seeds, run.threads
         self.keys = [(arm, seed, weights) for arm in run.arms for seed in range(run.n_seeds)]
         plain = np.ones((len(draws), 1), dtype=np.uint16)
         self.draws = np.concatenate([plain, draws[:, :N_DRAWS]], axis=1)
@@ -104,11 +104,13 @@ class _Measured:
 
     def _rankings(self, inside: NDArray[np.bool_]) -> Array:
         """AP and AUROC: float64 (n_arms x n_seeds, n_labels, 2, 1 + n_draws)."""
-        labels = self.test.labels[inside]
-        evaluators = [ClassMetrics(labels=labels[:, at], logits=self.test.logits[key][inside, at])
-                      for key in self.keys for at in range(labels.shape[1])]
-        values = bootstrap(evaluators, patients=self.test.patients[inside], draws=self.draws)
-        return values[:, : len(RANKING)].reshape(len(self.keys), labels.shape[1], len(RANKING), -1)
+        labels, values = self.test.labels[inside], []
+        for key in self.keys:
+            evaluators = [ClassMetrics(labels=labels[:, at], logits=self.test.logits[key][inside, at])
+                          for at in range(labels.shape[1])]
+            values.append(bootstrap(evaluators, patients=self.test.patients[inside], draws=self.draws,
+                                    threads=self.threads)[:, : len(RANKING)])
+        return np.stack(values)
 
     def _miss_rates(self, inside: NDArray[np.bool_]) -> Array:
         """Missed among positive images: float64 (n_arms x n_seeds, n_labels, 1 + n_draws), NaN without a positive."""

@@ -35,7 +35,9 @@ def _flags(evidence: Evidence) -> tuple[Table, ...]:
     rows = []
     for (label, signature), words in ordered:
         shown = focus if focus in words else next(iter(words))
-        rows.append((label, signature, f"{shown}: {words[shown]}", ", ".join(arm for arm in words if arm != shown)))
+        others = [arm for arm in words if arm != shown]
+        rows.append((label, signature, f"{shown}: {words[shown]}",
+                     "all" if len(words) == len(evidence.arms) > 2 else ", ".join(others)))
     return (Table(title="What is flagged", columns=("Class", "Signature", "In words", "Other arms that have it"),
                   rows=tuple(rows), text=4, strong=strong),) if rows else ()
 
