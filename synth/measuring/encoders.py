@@ -6,7 +6,7 @@ its weights come as an ordinary package and work offline. It has never seen a ra
 anatomy, not whether a finding is right. Those that have seen some: synth/measuring/radiograph_encoders.py.
 
 Why it stays the default: on 160 phantom images (scripts/encoder_evidence.py, in standard deviations of the floor) it
-sees blur, noise and JPEG at 98 to 162, changed contrast at 4, and the lack of a finding at 6 to 11. A classifier of the
+sees blur, noise and JPEG at 98 to 162, changed contrast at 4, and the lack of a finding at 4 to 18. A classifier of the
 same findings, models/backbone, sees their lack at 6 to 248 and no degradation at all (0.2 to 1.3): it cannot measure
 fidelity, whatever it knows. What those from elsewhere see has not been measured; the script takes any of them.
 
