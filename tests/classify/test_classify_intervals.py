@@ -52,6 +52,7 @@ def test_bootstrap_equals_a_loop_that_repeats_rows(monkeypatch):
     draws = patient_draws(40, 25, rng)
     evaluators = [ClassMetrics(labels=labels, logits=one) for one in logits[0]]
     fast = bootstrap(evaluators, patients=patients, draws=draws)
+    np.testing.assert_array_equal(fast, bootstrap(evaluators, patients=patients, draws=draws, threads=3))
     for seed, scores in enumerate(logits[0]):
         for draw in range(25):
             rows = np.concatenate([np.flatnonzero(patients == p) for p in range(40) for _ in range(draws[p, draw])])
