@@ -13,6 +13,8 @@ Written are, in ``RUN/synthetic``:
     thresholds.parquet   every criterion: threshold, its source, the positives behind it, or why it does not judge
     fidelity.parquet     KID, FID, precision, recall, density and coverage of the images made and kept, per encoder,
                          with what real train images reach among themselves
+    nearest.parquet      every image made with its nearest training image, and memorised.parquet: the set as a whole
+    probe.parquet        how well a linear probe tells synthetic from real images, and what that would betray
     patients.parquet     whose images thresholds, critic and generator have learnt from
 
 Images that failed to generate are counted and are no rows here. The labels are those asked for: a kept image is one
@@ -45,9 +47,11 @@ from cohort.tables import (
     synthetic_schema,
     write_table,
 )
+from synth.judging.copies import CopyReader
 from synth.judging.critic import FIRST_SEED, Critic, Fold, critic_folders, fold_critics
 from synth.judging.evidence import NEGATIVE, Evidence
 from synth.judging.gathering import Gatherer
+from synth.judging.memorisation import nearer_to_train, nearest_pairs
 from synth.judging.reading import Reader, Share
 from synth.judging.rules import RULES, apply_rules, check_rules, read_by
 from synth.judging.sanity import PixelStatistics
@@ -56,12 +60,15 @@ from synth.measuring.encoders import check_encoder, make_encoders
 from synth.measuring.fidelity import measure_sets
 from synth.measuring.manifold import NEIGHBOURS
 from synth.measuring.networks import Encoder
+from synth.measuring.probe import probe_origin
 
 log = logging.getLogger(__name__)
 
 RANDOM_STREAM = 5
 """Set apart from the other stages' draws under the experiment's seed."""
-OUTPUTS = ["synthetic.parquet", "scores.parquet", "thresholds.parquet", "fidelity.parquet", FILE]
+OUTPUTS = ["synthetic.parquet", "scores.parquet", "thresholds.parquet", "fidelity.parquet", "probe.parquet", FILE]
+COPIES = ["nearest.parquet", "memorised.parquet"]
+"""Written where the rule against memorisation has read what copies keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,7 @@ class FilterConfig:
     """Out-of-fold critics (2 to 20 trainings of arm `fold`) for findings with few validation images; 0: none.
 
     They learn from train and validation less one fold of patients each, and judge that fold and all images made."""
-    rules: dict[str, dict[str, float | int | str] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
+    rules: dict[str, dict[str, float | int | str | bool] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
     """Rules in the order in which they give the reason, each with its settings (null: defaults); see judging/rules."""
     fidelity_n: int = 1000
     """Images per side at most for the numbers of a whole set, 500 or more for FID to exist; larger sets are sampled."""
@@ -171,6 +178,7 @@ def make_gatherer(
         "encoder": encoders,
         "critic": [Critic(folder, labels, name=f"critic_{seed}", device=device)
                    for seed, folder in inputs.critics.items()],
+        "copies": [CopyReader()],
         "fold": [Critic(fold.folder, labels, name=f"fold_{seed}", device=device)
                  for seed, fold in inputs.folds.items()],
     }
@@ -203,22 +211,37 @@ def judge(
     cohort, made = inputs.cohort, inputs.made
     verdicts = apply_rules(config.rules, evidence)
     synthetic = decide(made, cohort, verdicts)
+    keep, rng = synthetic["keep"].to_numpy(dtype=bool), np.random.default_rng([run.seed, RANDOM_STREAM])
     fidelity = measure_sets(
-        evidence, encoders=encoders, keep=synthetic["keep"].to_numpy(dtype=bool), groups=cohort.groups,
-        max_n=config.fidelity_n, kid_subset=config.kid_subset, k=config.neighbours,
-        rng=np.random.default_rng([run.seed, RANDOM_STREAM]),
+        evidence, encoders=encoders, keep=keep, groups=cohort.groups, max_n=config.fidelity_n,
+        kid_subset=config.kid_subset, k=config.neighbours, rng=rng,
     )
     write_table(synthetic, stage.folder / OUTPUTS[0], synthetic_schema(cohort.labels, list(verdicts)))
     write_table(list_scores(made["sample_id"], verdicts), stage.folder / "scores.parquet")
     write_table(list_thresholds(verdicts), stage.folder / "thresholds.parquet")
     write_table(fidelity, stage.folder / "fidelity.parquet")
+    write_table(probe_origin(evidence, keep=keep), stage.folder / "probe.parquet")
+    if "copies" in config.reads:
+        write_copies(stage.folder, made, evidence, cohort, rng)
     write_patients(stage.folder, cohort.split("train", "val")["patient_id"], salt=cohort.salt, inherited=inputs.learnt)
     counts = count(inputs, synthetic, list(verdicts))
-    stage.finish(outputs=OUTPUTS, counts=counts, extra={
+    stage.finish(outputs=OUTPUTS + (COPIES if "copies" in config.reads else []), counts=counts, extra={
         "rules": list(verdicts), "roots": {"synthetic": str(inputs.folder.resolve())}, "scarce": inputs.scarce,
         "provenance": (read_stamp(inputs.folder) or {})["extra"].get("provenance", "unknown"),
     })
     log.info("filter: %s", ", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+def write_copies(
+    folder: Path, made: pd.DataFrame, evidence: Evidence, cohort: Cohort, rng: np.random.Generator
+) -> None:
+    """Each image's nearest training image by name, and what the set as a whole says of memorisation."""
+    pairs = nearest_pairs(evidence)
+    train = cohort.split("train")["image_id"].to_numpy()
+    named = pairs.drop(columns=["row", "nearest"]).assign(
+        sample_id=made["sample_id"].to_numpy()[pairs["row"]], image_id=train[pairs["nearest"]])
+    write_table(named, folder / COPIES[0])
+    write_table(pd.DataFrame([asdict(nearer_to_train(evidence, rng))]), folder / COPIES[1])
 
 
 def main() -> None:

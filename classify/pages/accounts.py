@@ -127,9 +127,11 @@ def _threshold_table(table: pd.DataFrame) -> Table:
     notes = Notes()
     rows = tuple((str(r["rule"]), DASH if is_null(r["label"]) else str(r["label"]), str(r.get("direction", "at least")),
                   str(r["source"]), notes.dash(r.get("reason")) if is_null(r["threshold"]) else number(r["threshold"]),
-                  count(r["n_positive"])) for r in table.to_dict("records"))
+                  count(r["n_positive"]), f"{count(r.get('n_failed'))} of {count(r['n_judged'])}",
+                  "dropped" if r.get("drops", True) else "told only") for r in table.to_dict("records"))
     return Table(title="What an image had to reach to be kept", rows=rows, text=4, notes=notes.lines(),
-                 columns=("Rule", "Class", "Score has to be", "Threshold from", "Threshold", "Positives behind it"))
+                 columns=("Rule", "Class", "Score has to be", "Threshold from", "Threshold", "Positives behind it",
+                          "Images that fail", "They are"))
 
 
 def _slot_table(evidence: Evidence) -> Table:

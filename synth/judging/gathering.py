@@ -22,6 +22,7 @@ from synth.judging.reading import Reader, Share, Source, collect, file_digests, 
 SETS: dict[str, tuple[str, ...]] = {
     "pixels": ("made", "train"),
     "encoder": ("made", "train", "val"),
+    "copies": ("made", "train", "val"),
     "critic": ("made", "val"),
     "fold": ("made",),
 }

@@ -9,7 +9,8 @@ configuration, its place as ``module:function``::
     filter: {rules: {blank: null, "my_rules:too_sharp": {quantile: .999}}}
 
 Rules run in the order of the configuration; each sees which images are still standing, and the first that an image
-fails is its reason. A rule that cannot judge says so in its criterion and fails nobody.
+fails is its reason. A rule that cannot judge says so in its criterion and fails nobody. Of any rule, ``drop: false``
+lets it score and tell without dropping an image, as ``ADVISORY`` ones do unless they are told otherwise.
 """
 
 import importlib
@@ -23,7 +24,7 @@ import numpy as np
 from cohort.errors import TailfillError, nearest
 from synth.judging.evidence import Evidence
 
-Settings = Mapping[str, float | int | str]
+Settings = Mapping[str, float | int | str | bool]
 """Of a rule."""
 
 
@@ -44,6 +45,8 @@ class Criterion:
     n_positive: int | None = None
     """Positive images behind the threshold or the judgement, where it is about a label."""
     reason: str | None = None
+    drops: bool = True
+    """Whether an image that fails is dropped, or only told of."""
 
     def margin(self) -> np.ndarray:
         """float64 (n,): distance on the passing side of the threshold, >= 0 passes; NaN where nothing is judged."""
@@ -80,10 +83,15 @@ RULES: dict[str, str] = {
     "view": "synth.judging.sanity:view",
     "realism": "synth.judging.realism:realism",
     "neighbourhood": "synth.judging.realism:neighbourhood",
+    "memorisation": "synth.judging.memorisation:memorisation",
     "label_agreement": "synth.judging.agreement:label_agreement",
     "diversity": "synth.judging.diversity:diversity",
 }
 """Name, which is also the score's column, to the place of its function, in the default order."""
+ADVISORY = ("realism", "neighbourhood")
+"""Rules that drop nothing unless they are told to. Next to real images they fail nearly all that a small generator
+makes, and such images have helped all the same (RESULTS.md): how far from real they are is worth knowing, and no
+reason to throw them away."""
 
 
 def find_rule(name: str) -> Rule:
@@ -116,8 +124,9 @@ def check_rules(rules: Mapping[str, Settings | None]) -> None:
     for name, settings in rules.items():
         rule = find_rule(name)
         hints = get_type_hints(rule)
-        legal = {key: parameter.default for key, parameter in inspect.signature(rule).parameters.items()
-                 if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+        legal = {"drop": name not in ADVISORY} | {
+            key: parameter.default for key, parameter in inspect.signature(rule).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
         for key, value in (settings or {}).items():
             if key not in legal:
                 raise TailfillError(f"filter.rules.{name}: unknown key '{key}'{nearest(key, list(legal))}")
@@ -129,6 +138,8 @@ def _objection(value: object, *, default: object, hint: object) -> str | None:
     """What a setting should have been, or None where it is that."""
     if get_origin(hint) is Literal:
         return None if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, int):
         return None if number and value >= 1 and value == int(value) else "a whole number from 1 on"  # type: ignore[operator, call-overload]
@@ -140,10 +151,17 @@ def apply_rules(rules: Mapping[str, Settings | None], evidence: Evidence) -> dic
     verdicts: dict[str, list[Criterion]] = {}
     standing = evidence.still_standing
     for name, settings in rules.items():
-        criteria = find_rule(name)(replace(evidence, standing=standing), **(settings or {}))
-        standing = standing & ~(worst_margin(criteria, len(standing)) < 0)
-        verdicts[column(name)] = criteria
+        chosen = {"drop": name not in ADVISORY, **(settings or {})}
+        drops = chosen.pop("drop")
+        criteria = find_rule(name)(replace(evidence, standing=standing), **chosen)
+        verdicts[column(name)] = [replace(criterion, drops=bool(drops)) for criterion in criteria]
+        standing = standing & ~fails(verdicts[column(name)], len(standing))
     return verdicts
+
+
+def fails(criteria: list[Criterion], n: int) -> np.ndarray:
+    """bool (n,): images that a rule drops."""
+    return worst_margin([criterion for criterion in criteria if criterion.drops], n) < 0
 
 
 def worst_margin(criteria: list[Criterion], n: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """From criteria to decisions: the tables that the filter writes, and one image's case in words.
 
-An image is kept when no rule's margin is negative; a null margin, *not judged*, fails nothing. The margin is in the
-rule's own unit (grey levels, a share, logits), so margins of different rules are not comparable.
+An image is kept when no rule that drops has a negative margin; a null margin, *not judged*, fails nothing. The margin
+is in the rule's own unit (grey levels, a share, logits), so margins of different rules are not comparable.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,11 @@ import pandas as pd
 from cohort.errors import TailfillError
 from cohort.stage import verify
 from cohort.tables import Cohort, read_table, synthetic_schema
-from synth.judging.rules import Criterion, worst_margin
+from synth.judging.rules import Criterion, fails, worst_margin
 
 SCORE_COLUMNS = ["sample_id", "rule", "label", "direction", "score", "threshold", "passed"]
-THRESHOLD_COLUMNS = ["rule", "label", "direction", "threshold", "source", "n_positive", "n_judged", "reason"]
+THRESHOLD_COLUMNS = ["rule", "label", "direction", "threshold", "source", "n_positive", "n_judged", "n_failed", "drops",
+                     "reason"]
 
 
 def decide(made: pd.DataFrame, cohort: Cohort, verdicts: Mapping[str, list[Criterion]]) -> pd.DataFrame:
@@ -27,7 +29,7 @@ def decide(made: pd.DataFrame, cohort: Cohort, verdicts: Mapping[str, list[Crite
     """
     margins = pd.DataFrame({name: worst_margin(criteria, len(made)) for name, criteria in verdicts.items()},
                            index=made.index)
-    failed = margins.lt(0)  # null margins fail nothing
+    failed = pd.DataFrame({name: fails(criteria, len(made)) for name, criteria in verdicts.items()}, index=made.index)
     reason = failed.idxmax(axis=1).where(failed.any(axis=1)) if len(margins.columns) else pd.Series(None, made.index)
     identity = "synthetic:" + made["sample_id"]
     owner = cohort.split("train").set_index("image_id")["patient_id"]
@@ -48,7 +50,7 @@ def list_thresholds(verdicts: Mapping[str, list[Criterion]]) -> pd.DataFrame:
     rows = [
         {"rule": name, "label": c.label, "direction": _direction(c), "threshold": c.threshold, "source": c.source,
          "n_positive": c.n_positive, "n_judged": int(c.applies.sum()) if c.threshold is not None else 0,
-         "reason": c.reason}
+         "n_failed": int((c.margin() < 0).sum()), "drops": c.drops, "reason": c.reason}
         for name, criteria in verdicts.items() for c in criteria
     ]
     return pd.DataFrame(rows, columns=THRESHOLD_COLUMNS).astype(
@@ -88,9 +90,14 @@ def explain(folder: Path, sample_id: str) -> str:
         if pd.isna(case["passed"]):
             lines.append(f"  {name}: score {case['score']:.4g}; {case['reason']}")
         else:
-            lines.append(f"  {name}: score {case['score']:.4g}, {'passes' if case['passed'] else 'FAILS'} "
+            lines.append(f"  {name}: score {case['score']:.4g}, {_word(case)} "
                          f"{case['direction']} {case['threshold']:.4g} ({case['source']})")
     return "\n".join(lines) + "\n"
+
+
+def _word(case: Mapping[Hashable, Any]) -> str:
+    """What became of an image under a criterion that judged it."""
+    return "passes" if case["passed"] else "FAILS" if case["drops"] else "fails, which drops nothing,"
 
 
 def _direction(criterion: Criterion) -> str:

@@ -9,11 +9,13 @@ from evidence_cases import case_of, images_of
 from cohort.errors import TailfillError
 from synth.judging.evidence import Evidence
 from synth.judging.rules import (
+    ADVISORY,
     RULES,
     Criterion,
     apply_rules,
     check_rules,
     column,
+    fails,
     find_rule,
     read_by,
     reads,
@@ -60,6 +62,19 @@ def test_a_later_rule_sees_what_still_stands() -> None:
     assert verdicts["standing_rule"][0].applies.tolist() == [True, False, True, False]
 
 
+def test_a_rule_that_is_told_not_to_drop_scores_all_the_same() -> None:
+    verdicts = apply_rules({OWN: {"drop": False}, "evidence_cases:standing_rule": None}, case(4))
+    assert (worst_margin(verdicts["every_other"], 4) < 0).sum() == 2
+    assert not fails(verdicts["every_other"], 4).any()
+    assert verdicts["standing_rule"][0].applies.all()
+
+
+def test_advisory_rules_drop_when_they_are_told_to() -> None:
+    for name in ADVISORY:
+        check_rules({name: {"drop": True}})
+        assert name in RULES
+
+
 def test_every_rule_that_there_is_can_be_found_and_says_what_it_reads() -> None:
     for name in RULES:
         assert find_rule(name).__doc__
@@ -73,6 +88,7 @@ def test_every_rule_that_there_is_can_be_found_and_says_what_it_reads() -> None:
     ({"blank": {"quantile": 1.5}}, "quantile is 1.5; wanted: a share"),
     ({"blank": {"quantile": True}}, "quantile is True"),
     ({"blank": {"quantile": "much"}}, "quantile is 'much'; wanted: a share"),
+    ({"blank": {"drop": 1}}, "drop is 1; wanted: true or false"),
     ({OWN: {"first": 0.5}}, "first is 0.5; wanted: a whole number"),
     ({OWN: {"kind": "all"}}, "kind is 'all'; wanted: one of odd, even"),
     ({"no.such.module:rule": None}, "cannot be imported: No module named 'no'"),
