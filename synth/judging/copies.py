@@ -30,8 +30,8 @@ from tqdm import tqdm
 SIDE, COARSE = 48, 16
 """Pixels per side of a reading, and of what retrieval and the first alignment see of it."""
 BAND, LOCAL = 1 / 36, 1 / 8
-"""Standard deviations of the blur that is taken away and of the window of local contrast, in sides of the image. With 1/20
-for 1/36, phantoms resemble one another more: of 40 brightened copies 78 % scored below all of 80 strangers, not 100 %."""
+"""Standard deviations of the blur that is taken away and of the window of local contrast, in sides of the image. With a
+band of 1/20, phantoms look more alike: 78 % of 40 brightened copies scored below all of 80 strangers, not 100 %."""
 NOISE = 4.0
 """Grey levels added to the local contrast, so that flat regions stay flat."""
 STEP, REACH = 2, 6
