@@ -127,7 +127,7 @@ def _threshold_table(table: pd.DataFrame) -> Table:
     notes = Notes()
     rows = tuple((str(r["rule"]), DASH if is_null(r["label"]) else str(r["label"]), str(r.get("direction", "at least")),
                   str(r["source"]), notes.dash(r.get("reason")) if is_null(r["threshold"]) else number(r["threshold"]),
-                  count(r["n_positive"]), f"{count(r.get('n_failed'))} of {count(r['n_judged'])}",
+                  count(r["n_positive"]), f"{count(r.get('n_failed'))} of {count(r.get('n_judged'))}",
                   "dropped" if r.get("drops", True) else "told only") for r in table.to_dict("records"))
     return Table(title="What an image had to reach to be kept", rows=rows, text=4, notes=notes.lines(),
                  columns=("Rule", "Class", "Score has to be", "Threshold from", "Threshold", "Positives behind it",
