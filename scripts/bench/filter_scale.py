@@ -1,0 +1,85 @@
+"""What the filter costs at one number of images: seconds and memory, apart from files and networks."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from peak_memory import peak_mebibytes, reset_peak
+
+from synth.judging.copies import CopyReader
+from synth.judging.evidence import Evidence, Images
+from synth.judging.gathering import SETS
+from synth.judging.reading import Reader, Source, collect, read
+from synth.judging.rules import RULES, apply_rules, read_by
+from synth.judging.sanity import PixelStatistics
+
+SIZE, N_REAL, LABELS = 128, 2000, ("Hernia", "Edema")
+
+
+class Averages:
+    """Stands for an encoder: means of blocks, as many as EfficientNet-Lite0 has features."""
+
+    name, key, width = "averages", "1", 1280
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (b, 128, 128) to float32 (b, 1280)."""
+        blocks = images[:, :, :120].reshape(len(images), 32, 4, 40, 3).mean(axis=(2, 4))
+        return blocks.reshape(len(images), -1).astype(np.float32)
+
+
+class Guess:
+    """Stands for a critic: two contrasts."""
+
+    name, key, width = "guess", "1", len(LABELS)
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (b, 128, 128) to float32 (b, 2)."""
+        corner = images[:, :16, :32].mean(axis=(1, 2)) - images[:, 16:32, :32].mean(axis=(1, 2))
+        return np.stack([corner, -corner], axis=1).astype(np.float32) / 10
+
+
+def draw(rows: Sequence[int]) -> np.ndarray:
+    """Smooth noise, each image from its own number, uint8 (k, 128, 128)."""
+    images = np.empty((len(rows), SIZE, SIZE), dtype=np.uint8)
+    for at, row in enumerate(rows):
+        coarse = np.random.default_rng(row).integers(60, 200, (SIZE // 8, SIZE // 8))
+        images[at] = np.kron(coarse, np.ones((8, 8))) + np.random.default_rng(row).integers(-20, 20, (SIZE, SIZE))
+    return images
+
+
+def tell_scale(n: int) -> None:
+    """Read and judge ``n`` images made against ``N_REAL`` real ones; one line of seconds and memory."""
+    kinds: dict[str, list[Reader]] = {"pixels": [PixelStatistics()], "encoder": [Averages()], "critic": [Guess()],
+                                      "copies": [CopyReader()]}
+    starts, sizes = {"made": 10**6, "train": 0, "val": N_REAL}, {"made": n, "train": N_REAL, "val": N_REAL}
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory(prefix="tailfill_bench_") as folder:
+        reset_peak(device)
+        begin, peak = time.perf_counter(), peak_mebibytes(device)
+        images = {name: _gather(name, starts[name], sizes[name], kinds, Path(folder)) for name in starts}
+        between = time.perf_counter()
+        charged = np.array([LABELS[i % 2] for i in range(n)], dtype=object)
+        evidence = Evidence(made=images["made"], charged_to=charged, scarce=list(LABELS), train=images["train"],
+                            val=images["val"], critics=("guess",), encoders=("averages",))
+        apply_rules(dict.fromkeys(RULES), evidence)
+        end = time.perf_counter()
+        sys.stdout.write(f"{n:7,} images: reading {1000 * (between - begin) / (n + 2 * N_REAL):.2f} ms each, judging "
+                         f"{1000 * (end - between) / n:.2f} ms each, {peak_mebibytes(device) - peak:,.0f} MiB more "
+                         f"than before\n")
+
+
+def _gather(name: str, start: int, n: int, kinds: dict[str, list[Reader]], cache: Path) -> Images:
+    used = read_by(RULES)
+    readers = [reader for kind, found in kinds.items() if kind in used and name in SETS[kind] for reader in found]
+    digests = np.array([(start + row).to_bytes(32, "big") for row in range(n)], dtype="V32")
+    source = Source(name=name, digests=digests, load=lambda rows: draw([start + row for row in rows]))
+    read(source, readers, cache)
+    rng = np.random.default_rng(start)
+    labels = pd.DataFrame({label: pd.array(rng.integers(0, 2, n), dtype="Int8") for label in LABELS})
+    return Images(labels=labels, patients=np.array([f"{name}{row}" for row in range(n)], dtype=object),
+                  views=np.array(["PA"] * n, dtype=object), readings=collect(source, readers, cache), load=source.load)
