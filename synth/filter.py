@@ -83,7 +83,7 @@ class FilterConfig:
     """Out-of-fold critics (2 to 20 trainings of arm `fold`) for findings with few validation images; 0: none.
 
     They learn from train and validation less one fold of patients each, and judge that fold and all images made."""
-    rules: dict[str, dict[str, float | int | str | bool] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
+    rules: dict[str, dict[str, int | float | str | bool] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
     """Rules in the order in which they give the reason, each with its settings (null: defaults); see judging/rules."""
     fidelity_n: int = 1000
     """Images per side at most for the numbers of a whole set, 500 or more for FID to exist; larger sets are sampled."""
@@ -248,7 +248,7 @@ def main() -> None:
     """Parse, check, judge; or explain one image of a finished folder."""
     options = parse("filter", FilterConfig, doc=__doc__, extra={"explain": (str, None)})
     run, config = options.run, options.section
-    if options.extra["explain"]:
+    if options.extra["explain"] is not None:
         sys.stdout.write(explain(run.folder / "synthetic", options.extra["explain"]))
         return
     accelerator = Accelerator()

@@ -77,8 +77,10 @@ class Gatherer:
     def evidence(self, sources: Mapping[str, Source], *, scarce: list[str]) -> Evidence:
         """The case, once every process has read its share."""
         labels, charged_to = self.made[self.cohort.labels], self.made["charged_to"].to_numpy()
-        sets = {"made": (self.made, labels, "synthetic:" + self.made["sample_id"])}
         real = {split: self.cohort.split(split) for split in REAL}
+        owner = real["train"].set_index("image_id")["patient_id"]  # of an image that others were drawn from
+        owners = self.made["init_image_id"].map(owner).astype(object).fillna("synthetic:" + self.made["sample_id"])
+        sets = {"made": (self.made, labels, owners)}
         both = pd.concat(real.values(), ignore_index=True)
         real |= {critic: both[both["image_id"].isin(ids)].reset_index(drop=True)
                  for critic, ids in self.held_out.items()}

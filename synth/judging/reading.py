@@ -124,7 +124,7 @@ class Store:
                              f"wanted: ({len(digests)}, {self.width}), all finite")
         self.folder.mkdir(parents=True, exist_ok=True)
         files = (self.folder / f"{rank}.rows", self.folder / f"{rank}.digests")
-        n = _length(files[1], DIGEST)
+        n = self._complete(files[1])
         for file, width, content in ((files[0], self.width * 4, rows.astype("<f4").tobytes()),
                                      (files[1], DIGEST, digests.tobytes())):
             with file.open("r+b" if file.exists() else "w+b") as stream:
@@ -142,11 +142,15 @@ class Store:
             found[mine] = np.memmap(file, dtype="<f4", mode="r", shape=shape)[[places[i][1] for i in mine]]
         return found
 
+    def _complete(self, digests: Path) -> int:
+        """Rows that both files of a process hold; after a power cut either may be the shorter one."""
+        return min(_length(digests, DIGEST), _length(digests.with_suffix(".rows"), self.width * 4))
+
     def _index(self) -> dict[bytes, tuple[Path, int]]:
         index: dict[bytes, tuple[Path, int]] = {}
         for file in sorted(self.folder.glob("*.digests")):
             content = file.read_bytes()
-            for row in range(len(content) // DIGEST):
+            for row in range(self._complete(file)):
                 index[content[row * DIGEST: (row + 1) * DIGEST]] = (file.with_suffix(".rows"), row)
         return index
 

@@ -22,6 +22,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from cohort.errors import TailfillError, nearest
+from cohort.tables import RESERVED
 from synth.judging.evidence import Evidence
 
 Settings = Mapping[str, float | int | str | bool]
@@ -87,7 +88,7 @@ RULES: dict[str, str] = {
     "label_agreement": "synth.judging.agreement:label_agreement",
     "diversity": "synth.judging.diversity:diversity",
 }
-"""Name, which is also the score's column, to the place of its function, in the default order."""
+"""Name to the place of its function, in the default order."""
 ADVISORY = ("realism", "neighbourhood")
 """Rules that drop nothing unless they are told to. Next to real images they fail nearly all that a small generator
 makes, and such images have helped all the same (RESULTS.md): how far from real they are is worth knowing, and no
@@ -108,8 +109,10 @@ def find_rule(name: str) -> Rule:
 
 
 def column(name: str) -> str:
-    """The column that holds a rule's margins: its name, or its function's where it is given by place."""
-    return name.rpartition(":")[2]
+    """The column of a rule's margins: its name, or its function's where it is given by place; ``view_rule`` and the
+    like where the tables have a column of that name."""
+    own = name.rpartition(":")[2]
+    return f"{own}_rule" if own in RESERVED else own
 
 
 def check_rules(rules: Mapping[str, Settings | None]) -> None:
@@ -142,7 +145,7 @@ def _objection(value: object, *, default: object, hint: object) -> str | None:
         return None if isinstance(value, bool) else "true or false"
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, int):
-        return None if number and value >= 1 and value == int(value) else "a whole number from 1 on"  # type: ignore[operator, call-overload]
+        return None if number and isinstance(value, int) and value >= 1 else "a whole number from 1 on"
     return None if number and 0 < value < 1 else "a share between 0 and 1"  # type: ignore[operator]
 
 

@@ -134,9 +134,10 @@ def checkerboard(evidence: Evidence, *, quantile: float = 0.999) -> list[Criteri
 def _by_quantile(evidence: Evidence, statistic: str, quantile: float, *, at_least: bool, what: str) -> Criterion:
     column = STATISTICS.index(statistic)
     real = evidence.train.read(PixelStatistics.name)[:, column].astype(np.float64)
+    threshold = float(np.quantile(real, quantile, method="lower" if at_least else "higher"))  # nothing in between
     return Criterion(
         label=None, score=evidence.made.read(PixelStatistics.name)[:, column].astype(np.float64),
-        applies=np.ones(len(evidence.made), dtype=bool), threshold=float(np.quantile(real, quantile)),
+        applies=np.ones(len(evidence.made), dtype=bool), threshold=threshold,
         at_least=at_least, source=f"{what}, quantile {quantile:g} of {len(real):,} real train images",
     )
 

@@ -149,6 +149,12 @@ def test_explain(filtered: Path, finished: Path, invoke: Callable) -> None:
     assert "nosuchimage" in outcome.stderr
 
 
+def test_an_empty_id_is_not_taken_for_no_question(config: Path, invoke: Callable) -> None:
+    outcome = invoke("synth.filter", "--config", config, "--explain", "")
+    assert (outcome.code, outcome.stderr.count("\n")) == (2, 1)
+    assert not (config.parent / "run" / "synthetic").exists()
+
+
 def test_same_seed_same_tables(filtered: Path, config: Path, invoke: Callable) -> None:
     """From the same files in another folder come the same bytes."""
     assert invoke("synth.filter", "--config", config).code == 0
@@ -167,6 +173,19 @@ def test_rules_can_be_left_out(config: Path, invoke: Callable) -> None:
     assert outcome.code == 0, outcome.stderr
     frame = read_table(config.parent / "run" / "synthetic" / "synthetic.parquet", synthetic_schema(LABELS, ["blank"]))
     assert set(frame["reason"].dropna()) == {"blank"}
+
+
+def test_settings_of_a_rule_and_the_view_asked_for_survive(config: Path, invoke: Callable) -> None:
+    """A count in the configuration stays a whole number; the margin of the rule on views has a column of its own."""
+    text = yaml.safe_load(config.read_text())
+    text["filter"]["rules"] = {"view": None, "neighbourhood": {"k": 2}}
+    config.write_text(yaml.safe_dump(text))
+    outcome = invoke("synth.filter", "--config", config)
+    assert outcome.code == 0, outcome.stderr
+    frame = read_table(config.parent / "run" / "synthetic" / "synthetic.parquet",
+                       synthetic_schema(LABELS, ["view_rule", "neighbourhood"]))
+    assert set(frame["view"]) == {"PA"}
+    assert frame["neighbourhood"].notna().any()
 
 
 def test_dry_run_writes_nothing(config: Path, invoke: Callable) -> None:

@@ -122,6 +122,16 @@ def test_killed_while_it_wrote(pictures: Pictures, tmp_path: Path, lost: int) ->
     np.testing.assert_array_equal(collect(pictures.source, [reader], tmp_path)["mean"], reader.read(pictures.pixels))
 
 
+def test_rows_that_a_power_cut_has_taken_are_read_anew(pictures: Pictures, tmp_path: Path) -> None:
+    read(pictures.source, [Mean()], tmp_path)
+    rows = next(tmp_path.rglob("*.rows"))
+    rows.write_bytes(rows.read_bytes()[:-12])  # one row and a half of two numbers, their digests complete
+    reader = Mean()
+    read(pictures.source, [reader], tmp_path)
+    assert reader.seen == 2
+    np.testing.assert_array_equal(collect(pictures.source, [reader], tmp_path)["mean"], reader.read(pictures.pixels))
+
+
 def test_not_a_number_is_never_kept(pictures: Pictures, tmp_path: Path) -> None:
     class Broken(Mean):
         def read(self, images: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 from evidence_cases import case_of, images_of
 
 from cohort.errors import TailfillError
+from cohort.tables import RESERVED
 from synth.judging.evidence import Evidence
 from synth.judging.rules import (
     ADVISORY,
@@ -79,7 +80,11 @@ def test_every_rule_that_there_is_can_be_found_and_says_what_it_reads() -> None:
     for name in RULES:
         assert find_rule(name).__doc__
         assert read_by([name]), name
-        assert column(name) == name
+        assert column(name) == (name if name != "view" else "view_rule")
+
+
+def test_no_rule_takes_the_place_of_a_column_of_the_tables() -> None:
+    assert not {column(name) for name in [*RULES, "mine:keep", "mine:view"]} & RESERVED
 
 
 @pytest.mark.parametrize(("rules", "message"), [
@@ -90,6 +95,8 @@ def test_every_rule_that_there_is_can_be_found_and_says_what_it_reads() -> None:
     ({"blank": {"quantile": "much"}}, "quantile is 'much'; wanted: a share"),
     ({"blank": {"drop": 1}}, "drop is 1; wanted: true or false"),
     ({OWN: {"first": 0.5}}, "first is 0.5; wanted: a whole number"),
+    ({OWN: {"first": 2.0}}, "first is 2.0; wanted: a whole number"),
+    ({OWN: {"first": float("inf")}}, "first is inf; wanted: a whole number"),
     ({OWN: {"kind": "all"}}, "kind is 'all'; wanted: one of odd, even"),
     ({"no.such.module:rule": None}, "cannot be imported: No module named 'no'"),
     ({"evidence_cases:no_rule": None}, "cannot be imported"),

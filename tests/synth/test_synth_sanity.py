@@ -96,6 +96,13 @@ def test_quantiles_hold_on_the_real_images(rule: Rule, quantile: float, passing:
     assert (worst_margin(rule(case, quantile=quantile), 300) >= 0).mean() >= passing - 0.01
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_of_few_real_images_none_fails(name: str) -> None:
+    """A share of .1 % of 30 images is none of them: the threshold is the outermost, not a number inside of it."""
+    real = images_of(np.zeros((30, 2)), pixels=smooth(30))
+    assert (worst_margin(RULES[name](evidence_of(np.zeros((30, 2)), real, real, pixels=smooth(30))), 30) >= 0).all()
+
+
 def test_a_row_depends_on_its_image_alone() -> None:
     images = smooth(5)
     together = PixelStatistics().read(images)
