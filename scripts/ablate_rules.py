@@ -26,7 +26,7 @@ import yaml
 
 from classify.arms.rivals import ARMS
 from cohort.errors import TailfillError, run_command
-from cohort.stage import read_stamp
+from cohort.stage import PARTIAL, read_stamp
 from synth.judging.rules import RULES
 
 DONE_AGAIN = ("synthetic", "comparison", "report", "config.yaml", "endpoint.json", "lock", "logs", "looks.parquet")
@@ -44,9 +44,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def link_run(run: Path, target: Path) -> None:
-    """Hard links to all that no filter can change; raises ``TailfillError`` where ``run`` is not finished."""
+    """Hard links to all that no filter can change, in one step, so that a kill leaves no half run.
+
+    Raises ``TailfillError`` where ``run`` is not finished, or where its filter has decided what was generated.
+    """
     if not read_stamp(run / "comparison"):
         raise TailfillError(f"{run}: its comparison is not complete; wanted: a finished run")
+    if read_stamp(run / "fill"):
+        raise TailfillError(f"{run}: was filled in rounds, and another filter asks for other images; wanted: a run "
+                            "without a section fill")
     touched = {arm for arm, entry in ARMS.items() if "filter" in entry.needs}
 
     def left_out(folder: str, names: list[str]) -> list[str]:
@@ -56,7 +62,10 @@ def link_run(run: Path, target: Path) -> None:
         return [name for name in names if inside.parent == run and name in touched
                 and inside.name in ("arms", "train", "predictions")]
 
-    shutil.copytree(run, target, copy_function=os.link, ignore=left_out)
+    half = target.with_name(f".{target.name}{PARTIAL}")
+    shutil.rmtree(half, ignore_errors=True)
+    shutil.copytree(run, half, copy_function=os.link, ignore=left_out)
+    half.rename(target)
 
 
 def judge_anew(config: Path, target: Path, rules: dict[str, Any]) -> None:
