@@ -7,9 +7,11 @@ threshold costs seconds. Memory holds one batch of pixels, and the rows.
 
 The cache is a folder per reader with, for each process, one file of rows and one of digests, both only ever appended
 to: a row counts when its digest is complete, so a killed process loses its last batch and nothing else. Processes of
-a launch share the images out and meet in that folder. The stage's lock keeps other runs away.
+a launch share the images out and meet in that folder. Runs may share a cache, by links too: a file is locked while it is
+appended to.
 """
 
+import fcntl
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -123,14 +125,15 @@ class Store:
             raise ValueError(f"{self.folder.name}: rows of shape {rows.shape}, finite: {np.isfinite(rows).all()}; "
                              f"wanted: ({len(digests)}, {self.width}), all finite")
         self.folder.mkdir(parents=True, exist_ok=True)
-        files = (self.folder / f"{rank}.rows", self.folder / f"{rank}.digests")
-        n = self._complete(files[1])
-        for file, width, content in ((files[0], self.width * 4, rows.astype("<f4").tobytes()),
-                                     (files[1], DIGEST, digests.tobytes())):
-            with file.open("r+b" if file.exists() else "w+b") as stream:
+        kept, known = self.folder / f"{rank}.rows", self.folder / f"{rank}.digests"
+        with known.open("a+b") as of_digests, kept.open("a+b") as of_rows:
+            fcntl.flock(of_digests, fcntl.LOCK_EX)  # holds through symbolic and hard links; closing lets go
+            n = self._complete(known)
+            for stream, width, content in ((of_rows, self.width * 4, rows.astype("<f4").tobytes()),
+                                           (of_digests, DIGEST, digests.tobytes())):
                 stream.truncate(n * width)  # what a killed process left half written
-                stream.seek(n * width)
                 stream.write(content)
+                stream.flush()
 
     def rows(self, digests: np.ndarray) -> np.ndarray:
         """float32 (n, width); raises ``KeyError`` for an image that was not read."""

@@ -1,6 +1,7 @@
 """The one pass: each image decoded once for all readers, rows cached by content, killed or shared without harm."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,3 +141,16 @@ def test_not_a_number_is_never_kept(pictures: Pictures, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="all finite"):
         read(pictures.source, [Broken()], tmp_path)
     assert not list(tmp_path.rglob("*.digests"))
+
+
+def test_runs_that_share_a_cache_do_not_mix_their_rows(tmp_path: Path) -> None:
+    """Two writers of one rank, as when a run's cache is linked into another's: each digest keeps its own row."""
+    def write(first: int) -> None:
+        for number in range(first, first + 150):
+            digest = np.array([number.to_bytes(DIGEST, "big")], dtype=f"V{DIGEST}")
+            Store(tmp_path, Mean()).append(digest, np.array([[number, number]], np.float32), rank=0)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(0, 600, 150)))
+    digests = np.array([number.to_bytes(DIGEST, "big") for number in range(600)], dtype=f"V{DIGEST}")
+    np.testing.assert_array_equal(Store(tmp_path, Mean()).rows(digests)[:, 0], np.arange(600))
