@@ -7,8 +7,8 @@ threshold costs seconds. Memory holds one batch of pixels, and the rows.
 
 The cache is a folder per reader with, for each process, one file of rows and one of digests, both only ever appended
 to: a row counts when its digest is complete, so a killed process loses its last batch and nothing else. Processes of
-a launch share the images out and meet in that folder. Runs may share a cache, by links too: a file is locked while it is
-appended to.
+a launch share the images out and meet in that folder. Runs may share a cache, by links too: a file is locked while it
+is appended to.
 """
 
 import fcntl
