@@ -18,8 +18,9 @@ Written are, in ``RUN/synthetic``:
     patients.parquet     whose images thresholds, critic and generator have learnt from
 
 Images that failed to generate are counted and are no rows here. The labels are those asked for: a kept image is one
-that the critic does not contradict, not one that a radiologist has read. Each image is decoded once; all of them are
-held in memory. One process does the work; further ones of a launch have nothing to do.
+that the critic does not contradict, not one that a radiologist has read. Each image is decoded once, and what was read
+of it is kept in ``RUN/cache/readings``: judging again with other rules costs a minute. Processes of a launch share the
+reading; the main one judges.
 """
 
 import logging

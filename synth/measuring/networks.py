@@ -12,23 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from synth.judging.reading import Reader
 
-class Encoder(Protocol):
-    """What fidelity needs to know of an encoder; also a reader of synth/judging/reading.py."""
 
-    name: str
+class Encoder(Reader, Protocol):
+    """A reader, with what a fidelity row tells of it."""
+
     sha256: str
     """Of the file of weights."""
     resize: str
     """How any image comes to the input size, in words."""
-    key: str
-    """All that the features depend on beside the pixels."""
-    width: int
-    """Features per image."""
-
-    def read(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (n, height, width) to float32 (n, self.width)."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,14 @@
 """The filter by two processes: the same tables as by one, with the real encoder and a critic from its files."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from filter_world import ORDER, build_run
+
+from synth.filling.launching import command_of, environment_of
 
 
 def stamp_of(config: Path) -> dict:
@@ -21,11 +21,9 @@ def test_two_processes_share_the_reading_and_come_to_the_same_tables(
 ) -> None:
     config = build_run(tmp_path / "two", rules=dict.fromkeys(ORDER))
     alone = Path(shutil.copytree(config.parent, tmp_path / "one")) / config.name
-    environment = dict(os.environ) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-         "--main_process_port", "0", str(repository / "synth" / "filter.py"), "--config", str(config)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        command_of(["synth.filter", "--config", str(config)], 2), cwd=repository, text=True, check=False, timeout=300,
+        env=environment_of(2) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, capture_output=True)
     assert done.returncode == 0, done.stderr[-3000:]
     readings = config.parent / "run" / "cache" / "readings"
     ranks = {file.stem for file in readings.glob("efficientnet*/*.digests")}
