@@ -42,11 +42,11 @@ def evidence(tmp_path: Path) -> SimpleNamespace:
 def test_pairs_stand_in_the_order_of_their_scores_and_as_they_match(evidence: SimpleNamespace) -> None:
     (chapter,) = originality.originality_chapters(evidence, n_samples=6, picture_px=SIZE)  # type: ignore[arg-type]
     sheet, table = chapter.blocks
-    made, nearest, *_ = sheet.strips[0].samples  # type: ignore[union-attr]
+    made, nearest, *_ = sheet.strips[0].samples
     assert "dropped by memorisation: b" in made.caption
     assert "mirrored: real" in nearest.caption
     assert made.picture == nearest.picture
-    assert table.rows[1][1].startswith("—")  # type: ignore[union-attr]
+    assert table.rows[1][1].startswith("—")
     assert any("1 of 2 images made were dropped" in text for text in chapter.words)
     assert any("75.0 %" in text for text in chapter.words)
 
