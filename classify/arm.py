@@ -21,6 +21,7 @@ import pandas as pd
 
 from classify.arms.layout import KINDS, ArmConfig
 from classify.arms.rivals import ARMS, Draw
+from classify.learning.settings import FIRST_EXTRA_SEED
 from classify.slots import load_pools
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
@@ -30,7 +31,6 @@ from cohort.tables import Cohort, arm_schema, load_cohort, write_table
 
 log = logging.getLogger(__name__)
 
-FIRST_EXTRA_SEED = 1000  # from here on no rivals: the filter's critics, and the start that all arms share
 SEEDS_OF_FOLDS = frozenset(seed for n_folds in FOLDS for seed in fold_seeds(n_folds))
 
 

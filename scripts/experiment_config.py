@@ -18,8 +18,8 @@ import yaml
 from classify.arm import check_arm, check_phases
 from classify.arms.rivals import ARMS
 from classify.compare import CompareConfig, registration
+from classify.learning.settings import TrainConfig
 from classify.learning.training import share_batch
-from classify.train import TrainConfig
 from cohort.config import Run, check_keys, load_yaml, resolve_paths
 from cohort.errors import TailfillError, fail, nearest
 from cohort.pipeline import OPTIONAL, STAGES

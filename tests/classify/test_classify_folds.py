@@ -8,9 +8,10 @@ from tiny_classify import LABELS, write_cohort
 
 from classify.arm import build_arm, check_arm
 from classify.arms.layout import ArmConfig
+from classify.learning.settings import TrainConfig
 from classify.predict import PredictConfig, predict
 from classify.slots import load_slots
-from classify.train import Job, TrainConfig, train
+from classify.train import Job, train
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.pipeline import STAGES, fold_seeds

@@ -9,8 +9,9 @@ from accelerate.state import AcceleratorState
 from tiny_classify import LABELS, write_cohort
 
 from classify.arm import ArmConfig, write_arm
+from classify.learning.settings import TrainConfig
 from classify.predict import PredictConfig, predict
-from classify.train import Job, TrainConfig, train
+from classify.train import Job, train
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.provenance import write_patients

@@ -18,9 +18,10 @@ from tiny_classify import LABELS, write_cohort
 from classify.arm import ArmConfig, write_arm
 from classify.learning import features
 from classify.learning.models import Card, build_classifier, load_classifier, predict_logits, save_card
+from classify.learning.settings import TrainConfig
 from classify.learning.training import CHECKPOINT
 from classify.predict import PredictConfig, predict
-from classify.train import Job, TrainConfig, train
+from classify.train import Job, train
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.pixels import load_images

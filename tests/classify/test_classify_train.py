@@ -17,8 +17,9 @@ from tiny_classify import write_cohort, write_synthetic
 from classify.arm import ArmConfig, write_arm
 from classify.learning import fitting
 from classify.learning.fitting import Learner, Recipe, learning_rate
+from classify.learning.settings import TrainConfig
 from classify.slots import distort, distortions, grey_statistics, places_in_order, prevalence, step_places
-from classify.train import Job, TrainConfig, train
+from classify.train import Job, train
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.provenance import hash_patients

@@ -8,7 +8,8 @@ from accelerate.state import AcceleratorState
 from tiny_classify import write_cohort, write_further, write_synthetic
 
 from classify.arm import ArmConfig, write_arm
-from classify.train import Job, TrainConfig, train
+from classify.learning.settings import TrainConfig
+from classify.train import Job, train
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.provenance import hash_patients
