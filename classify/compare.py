@@ -18,7 +18,7 @@ split and the endpoint's weights enter the comparison; the validation split give
     signatures.parquet   known ways in which a good number means little, looked for in each arm and class
 
 and the verdict in the stamp's ``extra``. If RUN/endpoint.json exists, endpoint, arms, seeds and margins must be those
-that it fixed. RUN/looks.jsonl counts the looks at test (``comparison.looks``). Not promised: the spread between
+that it fixed. RUN/looks.jsonl counts the looks at test (``verdict.looks``). Not promised: the spread between
 generators, or that labels are right.
 
     python -m classify.compare --config C
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from classify.comparison.controls import control_rows, control_sentence
 from classify.comparison.intervals import patient_draws
-from classify.comparison.looks import LOOKS, agrees_with, looks_sentence, read_looks, record_look
+from classify.verdict.looks import LOOKS, agrees_with, looks_sentence, read_looks, record_look
 from classify.comparison.measuring import (
     UNDER_200,
     Scored,
@@ -54,7 +54,7 @@ from classify.comparison.pairs import default_pairs, rivals_of, slot_rivals
 from classify.comparison.recovered import recovered_rows, recovered_sentence
 from classify.comparison.signatures import signature_rows, signature_sentence
 from classify.comparison.subgroups import subgroup_rows, subgroup_sentence
-from classify.comparison.verdict import Case, judge, thin_classes
+from classify.verdict.deciding import Case, judge, thin_classes
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.labels import CONTROL

@@ -16,7 +16,7 @@ from calibration_trials import AGAIN
 from scipy.stats import binomtest
 
 from classify.comparison.recovered import ORACLE
-from classify.comparison.verdict import HELPS, HURTS
+from classify.verdict.deciding import HELPS, HURTS
 
 GOAL = (0.93, 0.97)
 CONTROLS_GOAL = 0.05

@@ -27,7 +27,7 @@ from classify.comparison.measuring import Scored
 from classify.comparison.metrics import METRICS, ClassMetrics, support
 from classify.comparison.pairing import Comparison, Source
 from classify.comparison.recovered import ORACLE, Share, fieller_set
-from classify.comparison.verdict import Case, decide
+from classify.verdict.deciding import Case, decide
 from classify.learning.fitting import Recipe
 from classify.slots import Slots, label_matrix, prevalence
 from cohort.labels import CONTROL

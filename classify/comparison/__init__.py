@@ -1,1 +1,1 @@
-"""The numbers of a comparison: metrics under image weights, crossed intervals, and the verdict in words."""
+"""The numbers of a comparison: metrics under image weights, crossed intervals, and what else the tables hold."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from classify.comparison.looks import LOOKS, looks_sentence, read_looks
+from classify.verdict.looks import LOOKS, looks_sentence, read_looks
 from classify.comparison.measuring import groups_of
 from cohort.config import Run
 from cohort.errors import TailfillError

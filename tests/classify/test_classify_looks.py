@@ -6,7 +6,7 @@ import pytest
 from fabricated_predictions import Fake, fabricate
 
 import classify.compare
-from classify.comparison.looks import LOOKS, looks_sentence, read_looks, record_look
+from classify.verdict.looks import LOOKS, looks_sentence, read_looks, record_look
 from cohort.errors import TailfillError
 
 

@@ -8,7 +8,7 @@ import pytest
 from fabricated_run import ARMS, HOSTILE, build_run
 
 import cohort.stage
-from classify.comparison.looks import LOOKS, record_look
+from classify.verdict.looks import LOOKS, record_look
 from classify.comparison.signatures import COLUMNS as SIGNATURE_COLUMNS
 from classify.comparison.subgroups import COLUMNS, FNR, GAP, GROUPS, RANKING
 from classify.pages.evidence import Evidence, load_evidence

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from classify.comparison.intervals import Interval
-from classify.comparison.verdict import CANNOT_SAY, HELPS, HURTS, SAME_ARMS, TOO_FEW_SEEDS, Case, judge
+from classify.verdict.deciding import CANNOT_SAY, HELPS, HURTS, SAME_ARMS, TOO_FEW_SEEDS, Case, judge
 
 ENDPOINT = {"metric": "AP", "group": "tail", "arm": "synthetic", "rival": "duplicate", "weights": "ema"}
 

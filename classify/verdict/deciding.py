@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from classify.comparison.intervals import Interval
-from classify.comparison.needed import Needed, needed_for_gain, needed_for_margin, needed_for_thinnest
+from classify.verdict.needed import Needed, needed_for_gain, needed_for_margin, needed_for_thinnest
 from cohort.labels import MIN_POSITIVE_PATIENTS
 
 HELPS, HURTS = "helps", "hurts"
