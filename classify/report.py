@@ -22,13 +22,12 @@ import jinja2
 
 from classify.pages.accounts import cost_chapter, curves_chapter, scarcity_chapter, settings_chapter
 from classify.pages.blocks import Chapter
-from classify.pages.controls import control_chapters
+from classify.pages.cautions import control_chapters, signature_chapters
 from classify.pages.evidence import Evidence, load_evidence, report_inputs
 from classify.pages.limits import limits
 from classify.pages.originality import originality_chapters
 from classify.pages.results import delta_chapter, fidelity_chapter, headline, metrics_chapter, verdict_chapter
 from classify.pages.samples import samples_chapter
-from classify.pages.signatures import signature_chapters
 from classify.pages.subgroups import subgroup_chapters
 from classify.pages.summary import summary
 from cohort.config import parse

@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from classify.verdict.looks import LOOKS, looks_sentence, read_looks
 from classify.comparison.measuring import groups_of
+from classify.verdict.looks import LOOKS, looks_sentence, read_looks
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.labels import CONTROL

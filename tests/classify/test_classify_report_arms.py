@@ -13,7 +13,7 @@ import cohort.stage
 from classify.comparison.pairs import ABOUT, rivals_of
 from classify.pages.arms import arm_forests, arm_table, recovered_plots, recovered_tables
 from classify.pages.blocks import signed
-from classify.pages.controls import control_chapters
+from classify.pages.cautions import control_chapters
 from classify.pages.evidence import Evidence, load_evidence
 from classify.pages.limits import limits
 from classify.pages.summary import summary

@@ -8,14 +8,14 @@ import pytest
 from fabricated_run import ARMS, HOSTILE, build_run
 
 import cohort.stage
-from classify.verdict.looks import LOOKS, record_look
 from classify.comparison.signatures import COLUMNS as SIGNATURE_COLUMNS
 from classify.comparison.subgroups import COLUMNS, FNR, GAP, GROUPS, RANKING
+from classify.pages.cautions import signature_chapters
 from classify.pages.evidence import Evidence, load_evidence
 from classify.pages.results import verdict_chapter
-from classify.pages.signatures import signature_chapters
 from classify.pages.subgroups import subgroup_chapters
 from classify.report import ReportConfig, render
+from classify.verdict.looks import LOOKS, record_look
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,13 @@
-"""The chapter of the failure signatures: known ways in which a good number means little, class by class."""
+"""The chapters that warn: negative controls, on which a gain can only be an artefact, and failure signatures, known ways
+in which a good number means little.
+"""
 
 from classify.comparison.signatures import AS_WELL, FALL, HIGH_AUROC, LIFT
-from classify.pages.blocks import Chapter, Table, count
+from classify.pages.arms import difference_mark, difference_text
+from classify.pages.blocks import Chapter, Notes, Table, count, is_null, number, signed
 from classify.pages.evidence import Evidence
+from classify.plots import Axis, Plot, Row, own_series, row_plot
+from cohort.labels import CONTROL
 
 WORDS = (
     f"Looked for in every arm and class, on the mean over seeds: AUROC of {HIGH_AUROC:g} or more with AP less than "
@@ -10,6 +15,48 @@ WORDS = (
     f"{AS_WELL:g} of the arm's AUROC, or above it; an AUROC that falls by more than {FALL:g}, and by more than two "
     "standard errors, from validation to test; a significant gain on a label that leaves no visible sign. A flag is a "
     "reason to look, not a proof.")
+
+
+def control_chapters(evidence: Evidence) -> list[Chapter]:
+    """One chapter, or none for a cohort without controls."""
+    if evidence.controls.empty:
+        return []
+    labels = evidence.cohort.in_group(CONTROL)
+    asked = evidence.budget.set_index("label")["target"].reindex(labels).fillna(0).sum()
+    return [Chapter(
+        anchor="controls", title="Negative controls",
+        words=(f"{', '.join(labels)}: labels that leave no visible sign, so that nothing in an image can teach them. "
+               f"{count(asked)} synthetic images were asked for in their name, as for tail findings: any gain here "
+               "would be an artefact.", str(evidence.verdict.get("controls", ""))),
+        blocks=(_control_forest(evidence), _control_table(evidence)), sources=("comparison/controls.parquet", "plan/budget.parquet"),
+    )]
+
+
+def _control_forest(evidence: Evidence) -> Plot:
+    """The mean over the controls, a row per arm."""
+    focus, table = evidence.endpoint["arm"], evidence.controls
+    rows = [Row(label=row["arm"], marks=(difference_mark(row, own_series(row["arm"], focus)),),
+                strong=row["arm"] == focus, text=difference_text(row))
+            for row in table[table["label"] == CONTROL].to_dict("records")]
+    axis = Axis(label=f"difference in {evidence.endpoint['metric']}", zero=True, ends=("rival better", "arm better"))
+    return row_plot(rows, title="Every arm against its rival, mean over the controls", names={}, axis=axis)
+
+
+def _control_table(evidence: Evidence) -> Table:
+    """Every arm and control: difference, interval, and p over the whole table."""
+    notes, rows = Notes(), []
+    table = evidence.controls[evidence.controls["label"] != CONTROL]
+    for row in table.to_dict("records"):
+        bare = is_null(row["ci_low"])
+        rows.append((
+            str(row["arm"]), str(row["rival"]), str(row["label"]),
+            notes.dash(row["reason"]) if is_null(row["delta"]) else signed(row["delta"]),
+            notes.dash(row["reason"]) if bare else f"{signed(row['ci_low'])} to {signed(row['ci_high'])}",
+            notes.dash(row["reason"]) if is_null(row["p"]) else number(row["p"])))
+    strong = frozenset(i for i, found in enumerate(table["significant"]) if found)
+    return Table(title="The differences, significant ones in bold", rows=tuple(rows), text=3, strong=strong,
+                 notes=notes.lines(),
+                 columns=("Arm", "Its rival", "Control", "Difference", "95 % interval", "p (Holm, whole table)"))
 
 
 def signature_chapters(evidence: Evidence) -> list[Chapter]:
