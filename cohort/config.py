@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ def _marked(kind: str, default: Any) -> Any:
     return field(metadata={kind: True}) if default is MISSING else field(default=default, metadata={kind: True})
 
 
+DOSED = ("duplicate", "synthetic")
+"""Arms that ``amounts`` adds at other amounts, rival first."""
+
+
+def arm_at(arm: str, amount: float) -> str:
+    """The name of an arm at an amount: ``synthetic-0.25x``; at 1 the arm itself."""
+    name = f"{amount:g}"
+    return arm if name == "1" else f"{arm}-{name}x"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What all stages share; the top level of an experiment's YAML."""
@@ -63,6 +74,14 @@ class Run:
     """The arms to compare; names as ``python -m classify.arm --help`` lists them."""
     n_seeds: int = 3
     """Seeds per arm: 0 to n_seeds - 1. At least 3, 5 for a claim."""
+    amounts: tuple[float, ...] = ()
+    """Dose-response: further amounts of added slots, in units of arm.slots_per_class; .01 to 100, say .25, .5, 2, 5.
+
+    Each adds two arms, as ``duplicate-2x`` and ``synthetic-2x``; 1 is ``duplicate`` and ``synthetic`` themselves."""
+    members: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name to what this member of every arm's ensemble has otherwise in ``train``: ``{r64: {image_size: 64}, ...}``.
+
+    Two or more, whose probabilities are averaged (``classify.ensemble``), or none: one model per arm and seed."""
     expected_seconds: dict[str, float] = field(default_factory=dict)
     """Seconds of one stage, by its name, where this configuration was measured; only the time left is told from it."""
 
@@ -73,7 +92,16 @@ class Run:
                 tracker=(self.tracker, self.tracker in TRACKERS, ", ".join(TRACKERS)),
                 arms=(list(self.arms), len(set(self.arms)) == len(self.arms) > 0, "different names, one or more"),
                 n_seeds=(self.n_seeds, self.n_seeds >= 1, "1 or more"),
+                members=(sorted(self.members), len(self.members) != 1 and all(
+                    re.fullmatch("[A-Za-z0-9_-]+", name) for name in self.members),
+                    "two or more names of letters, digits, _ and -, or none"),
+                amounts=(list(self.amounts), all(0.01 <= amount <= 100 for amount in self.amounts), "0.01 to 100 each"),
                 **{f"expected_seconds.{stage}": (n, n > 0, "above 0") for stage, n in self.expected_seconds.items()})
+        if self.amounts:
+            require_values("", arms=(list(self.arms), set(self.arms) >= set(DOSED),
+                                     f"{' and '.join(DOSED)} among them, for the arms that amounts adds"))
+            added = [arm_at(arm, amount) for amount in sorted(self.amounts) for arm in DOSED]
+            object.__setattr__(self, "arms", tuple(dict.fromkeys([*self.arms, *added])))
 
     @property
     def folder(self) -> Path:
@@ -184,6 +212,19 @@ def resolve_paths(content: dict[str, Any], schema: type, base: Path) -> dict[str
     return resolved
 
 
+def resolve_members(content: dict[str, Any], schemas: Mapping[str, type], base: Path, *, where: str) -> dict[str, Any]:
+    """``content`` with the keys of its ``members`` checked and their paths resolved, where ``train`` is in ``schemas``.
+
+    Raises ``TailfillError`` naming ``where`` and the key at fault.
+    """
+    members = content.get("members")
+    if not isinstance(members, dict) or "train" not in schemas:
+        return content
+    for name, keys in members.items():
+        check_keys(keys, schemas["train"], where=f"{where}: members.{name}")
+    return content | {"members": {name: resolve_paths(keys, schemas["train"], base) for name, keys in members.items()}}
+
+
 def _read_config_files(argv: list[str], schemas: dict[str, type]) -> list[str]:
     """Replace ``--config FILE`` by the sections of the file that are read, checked and with paths resolved."""
     out, rest = [], list(argv)
@@ -201,10 +242,11 @@ def _read_config_files(argv: list[str], schemas: dict[str, type]) -> list[str]:
             own = {name: content.get(name) or {} for name in schemas}
             for name, schema in schemas.items():
                 check_keys(own[name], schema, where=f"config {file}: {name}")
+            base = file.resolve().parent
+            top = {key: content[key] for key in content if key in {f.name for f in fields(Run)}}
+            top = resolve_members(top, schemas, base, where=f"config {file}")
         except TailfillError as error:
             fail(str(error))
-        base = file.resolve().parent
-        top = {key: content[key] for key in content if key in {f.name for f in fields(Run)}}
         merged = resolve_paths(top, Run, base) | {
             name: resolve_paths(own[name], schema, base) for name, schema in schemas.items()}
         out += ["--config", json.dumps(merged)]

@@ -53,14 +53,12 @@ def link_run(run: Path, target: Path) -> None:
     if read_stamp(run / "fill"):
         raise TailfillError(f"{run}: was filled in rounds, and another filter asks for other images; wanted: a run "
                             "without a section fill")
-    touched = {arm for arm, entry in ARMS.items() if "filter" in entry.needs}
-
     def left_out(folder: str, names: list[str]) -> list[str]:
         inside = Path(folder)
         if inside == run:
             return [name for name in names if name in DONE_AGAIN]
-        return [name for name in names if inside.parent == run and name in touched
-                and inside.name in ("arms", "train", "predictions")]
+        return [name for name in names if inside.parent == run and inside.name in ("arms", "train", "predictions")
+                and name in ARMS and "filter" in ARMS[name].needs]
 
     half = target.with_name(f".{target.name}{PARTIAL}")
     shutil.rmtree(half, ignore_errors=True)

@@ -12,8 +12,9 @@ images; `unfiltered` with as many of the first round whatever the filter said; `
 their labels shuffled (is it content or regularisation?); `oracle` with new real images of the same site, the most that
 any generator could be worth; `external` with real ones of the site that the generator learnt from.
 `X-reconstructed` has the images of these slots encoded and decoded by the generator's autoencoder. `X-then-real` ends
-on the real images alone. `fold` is no rival: it may hold validation images, so critics alone learn from it. Not
-promised: that the pool of new images reaches; what is missing is counted as unfilled.
+on the real images alone. `X-2x` has twice as many slots per class (``amounts``). `fold` is no rival: it may hold
+validation images, so critics alone learn from it. Not promised: that the pool of new images
+reaches; what is missing is counted as unfilled.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from classify.arms.amounts import WithAmounts
 from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots
 from classify.arms.layout import NEGATIVE, ArmConfig, real_slots, tail_slots
 from classify.slots import label_matrix, prevalence
@@ -131,6 +133,12 @@ def new_real(draw: Draw, stage: str) -> pd.DataFrame:
     return slots
 
 
+def all_new(draw: Draw, stage: str) -> pd.DataFrame:
+    """The slots of ``new_real``, and every new image of ``stage`` once beside the real ones: the oracle in full."""
+    new = draw.deal(draw.frames[stage], *draw.cohort.labels, "view", "image_id")
+    return pd.concat([new_real(draw, stage), real_slots(new["image_id"], "new_real")], ignore_index=True)
+
+
 def reconstructed(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame:
     """The slots of another arm; where ``synthetic`` fills them, or was to, their images come out of its decoder."""
     slots = first(draw)
@@ -162,6 +170,8 @@ class Arm:
     """The stages, beside the cohort, whose images it uses."""
     has_phase_2: bool = False
     """Whether it ends on slots of its own, for which train.phase_2_share must leave some of the steps."""
+    renews_head: bool = False
+    """Whether the second phase trains a new head alone."""
     splits: tuple[str, ...] = ("train",)
     """Splits of the cohort whose images it may hold; validation only for critics, never for what is compared."""
 
@@ -170,7 +180,7 @@ LAYOUT = ("slots_per_class", "negatives")
 SHARE = (*LAYOUT, "synthetic_share")
 FILLED = (*SHARE, "synthetic_loss_weight")
 
-ARMS: dict[str, Arm] = {
+ARMS: Mapping[str, Arm] = WithAmounts({
     "real": Arm(build=real),
     "fold": Arm(build=fold, splits=("train", "val")),
     "oversample": Arm(build=oversample, settings=("oversample_threshold",)),
@@ -179,6 +189,7 @@ ARMS: dict[str, Arm] = {
     "unfiltered": Arm(build=unfiltered, settings=FILLED, needs=("filter",)),
     "permuted": Arm(build=permuted, settings=FILLED, needs=("filter",)),
     "oracle": Arm(build=lambda draw: new_real(draw, "oracle"), settings=SHARE, needs=("filter", "oracle")),
+    "oracle-full": Arm(build=lambda draw: all_new(draw, "oracle"), settings=SHARE, needs=("filter", "oracle")),
     "external": Arm(build=lambda draw: new_real(draw, "external"), settings=SHARE, needs=("filter", "external")),
     "duplicate-reconstructed": Arm(build=lambda draw: reconstructed(draw, duplicate), settings=SHARE,
                                    needs=("filter", "reconstruct")),
@@ -187,4 +198,4 @@ ARMS: dict[str, Arm] = {
     "synthetic-then-real": Arm(build=lambda draw: then_real(draw, synthetic), settings=FILLED, needs=("filter",),
                                has_phase_2=True),
     "duplicate-then-real": Arm(build=lambda draw: then_real(draw, duplicate), settings=LAYOUT, has_phase_2=True),
-}
+})

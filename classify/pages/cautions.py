@@ -1,5 +1,6 @@
-"""The chapters that warn: negative controls, on which a gain can only be an artefact, and failure signatures, known ways
-in which a good number means little.
+"""The chapters that warn: negative controls, on which a gain can only be an artefact, and failure signatures.
+
+A failure signature is a known way in which a good number means little; both are told, and neither is proof.
 """
 
 from classify.comparison.signatures import AS_WELL, FALL, HIGH_AUROC, LIFT
@@ -28,7 +29,8 @@ def control_chapters(evidence: Evidence) -> list[Chapter]:
         words=(f"{', '.join(labels)}: labels that leave no visible sign, so that nothing in an image can teach them. "
                f"{count(asked)} synthetic images were asked for in their name, as for tail findings: any gain here "
                "would be an artefact.", str(evidence.verdict.get("controls", ""))),
-        blocks=(_control_forest(evidence), _control_table(evidence)), sources=("comparison/controls.parquet", "plan/budget.parquet"),
+        blocks=(_control_forest(evidence), _control_table(evidence)),
+        sources=("comparison/controls.parquet", "plan/budget.parquet"),
     )]
 
 
