@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from classify.comparison.intervals import Array, mean_over_classes
+from classify.comparison.intervals import Array, Interval, mean_over_classes
 from classify.comparison.metrics import HIGHER_IS_BETTER
 from classify.comparison.pairing import Comparison, Gain
 
@@ -134,15 +134,23 @@ def recovered_rows(compared: Comparison, rivals: Mapping[str, str]) -> pd.DataFr
 def _cells(compared: Comparison, *, arm: str, rival: str, base: str, label: str, metric: str) -> dict[str, object]:
     """Share, ends, kind and reason of one row."""
     bound = compared.interval(arm=ORACLE, rival=base, label=label, metric=metric)
+    return share_cells(bound, compared.gain(arm=arm, rival=rival, label=label, metric=metric),
+                       compared.gain(arm=ORACLE, rival=base, label=label, metric=metric), rival=base)
+
+
+def share_cells(bound: Interval, gain: Gain, oracle: Gain, *, rival: str) -> dict[str, object]:
+    """Share, ci_low, ci_high, kind and reason; all null but the reason unless the oracle clearly beats its ``rival``.
+
+    ``bound``: the interval of the oracle's gain; ``gain`` and ``oracle``: as for ``fieller_set``.
+    """
     null: dict[str, object] = {"share": np.nan, "ci_low": np.nan, "ci_high": np.nan, "kind": None}
     if bound.low is None or bound.high is None:
         return null | {"reason": bound.reason}
-    found = fieller_set(compared.gain(arm=arm, rival=rival, label=label, metric=metric),
-                        compared.gain(arm=ORACLE, rival=base, label=label, metric=metric))
+    found = fieller_set(gain, oracle)
     if found.kind == "interval" and bound.low > 0:
         return {"share": found.share, "ci_low": found.low, "ci_high": found.high, "kind": found.kind, "reason": None}
-    return null | {"kind": found.kind, "reason": f"the oracle is worse than {base}" if bound.high < 0 else
-                   f"the oracle's gain over {base} may be 0"}
+    return null | {"kind": found.kind, "reason": f"the oracle is worse than {rival}" if bound.high < 0 else
+                   f"the oracle's gain over {rival} may be 0"}
 
 
 def recovered_sentence(table: pd.DataFrame, *, arm: str, label: str, metric: str) -> str:

@@ -1,0 +1,118 @@
+"""What share may the user's own tail classes expect? A prediction interval with the finding as the unit.
+
+A rehearsal knows the recovered share of a few findings at a few levels. A tail class is another finding, so what counts
+is how much *findings* differ: images, patients and seeds within one finding tell nothing about that. Two rules compete:
+
+    mean     the ratio of the mean gains of the other findings, whatever the number of real positives
+    curve    g = (a + b log2 n) h: the share moves with the number n of real positives (least squares through the
+             origin with weights 1/h, the ratio model of Royall 1970, under which ``mean`` is the ratio of mean gains)
+
+g is the gain of the synthetic arm over the duplicates, h the oracle's. Each finding is left out in turn and predicted
+from the others at all its levels (Allen's PRESS, 1974), and the rule with the smaller mean absolute error is used. Its
+interval is the prediction -+ t(k - 1) times the root mean squared error of these predictions, which holds the spread
+between findings and the uncertainty of the fit at once.
+
+Only levels where the oracle's own interval excludes 0 take part: elsewhere there is no share. That selects, and it is
+why ``n_findings`` stands beside every prediction. Under six findings there is no curve and no prediction.
+
+Not promised: a share outside the levels that were rehearsed; or that the tail resembles the findings that were thinned.
+A generator that has seen the thinned finding elsewhere makes every share optimistic.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from classify.comparison.intervals import Array
+
+FEWEST_FINDINGS = 6
+"""Under six findings t(k - 1) is 2.8 and more and one odd finding is a quarter of the evidence: no prediction."""
+RULES = ("mean", "curve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A predicted recovered share; ``low`` and ``high`` None where ``reason`` says why there is none."""
+
+    share: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """The rule that was chosen, fitted to all findings, and how well either rule told a finding left out."""
+
+    rule: str | None
+    coefficients: tuple[float, ...]
+    """(share,) of ``mean``, (a, b) of ``curve``."""
+    n_findings: int
+    errors: dict[str, float]
+    """Mean absolute error of a finding left out, in units of the share, by rule; empty under six findings."""
+    spread: float
+    """Root mean squared error of the chosen rule."""
+    levels: tuple[int, int]
+    """The lowest and the highest number of positives that was rehearsed."""
+    reason: str | None = None
+
+    def predict(self, n_real: int, *, confidence: float = 0.95) -> Prediction:
+        """The share of a class with ``n_real`` positive train images, and the interval of a single such class."""
+        if self.rule is None:
+            return Prediction(share=None, reason=self.reason)
+        if n_real < 1:
+            return Prediction(share=None, reason="no real positive")
+        share = float(_design(np.array([n_real]), self.rule) @ np.array(self.coefficients))
+        half = float(stats.t.ppf((1 + confidence) / 2, self.n_findings - 1)) * self.spread
+        outside = not self.levels[0] / 2 <= n_real <= self.levels[1] * 2
+        note = f"{n_real} positives lie outside what was rehearsed ({self.levels[0]} to {self.levels[1]})"
+        return Prediction(share=share, low=share - half, high=share + half, reason=note if outside else None)
+
+
+def forecast(rows: pd.DataFrame) -> Forecast:
+    """Fit both rules and choose one.
+
+    ``rows``: one per finding and level at which the share is defined: finding, n_real (positive train images), gain and
+    oracle_gain (floats; the oracle's above 0).
+    """
+    findings = sorted(set(rows["finding"]))
+    if len(findings) < FEWEST_FINDINGS:
+        return Forecast(rule=None, coefficients=(), n_findings=len(findings), errors={}, spread=float("nan"),
+                        levels=(0, 0), reason=f"{len(findings)} findings with a defined share; a usable curve wants "
+                                              f"{FEWEST_FINDINGS}")
+    rules = RULES if rows["n_real"].nunique() > 1 else RULES[:1]
+    missed = {rule: _left_out(rows, findings, rule) for rule in rules}
+    errors = {rule: float(np.abs(miss).mean()) for rule, miss in missed.items()}
+    best = min(rules, key=lambda rule: errors[rule])
+    return Forecast(
+        rule=best, coefficients=tuple(float(c) for c in _fit(rows, best)), n_findings=len(findings), errors=errors,
+        spread=float(np.sqrt(np.square(missed[best]).mean())),
+        levels=(int(rows["n_real"].min()), int(rows["n_real"].max())),
+    )
+
+
+def _left_out(rows: pd.DataFrame, findings: Sequence[str], rule: str) -> Array:
+    """Per finding, the root mean square over its levels of predicted less observed share; float64 (n_findings,)."""
+    missed = []
+    for finding in findings:
+        own, others = rows[rows["finding"] == finding], rows[rows["finding"] != finding]
+        told = _design(own["n_real"].to_numpy(), rule) @ _fit(others, rule)
+        missed.append(np.sqrt(np.square(told - (own["gain"] / own["oracle_gain"]).to_numpy()).mean()))
+    return np.array(missed)
+
+
+def _fit(rows: pd.DataFrame, rule: str) -> Array:
+    """Coefficients of weighted least squares through the origin, weights 1/h: the regressors are h times the design."""
+    root = np.sqrt(rows["oracle_gain"].to_numpy(dtype=np.float64))
+    regressors = _design(rows["n_real"].to_numpy(), rule) * root[:, None]
+    found: Array = np.linalg.lstsq(regressors, rows["gain"].to_numpy(dtype=np.float64) / root, rcond=None)[0]
+    return found
+
+
+def _design(n_real: Array, rule: str) -> Array:
+    """float64 (n, 1) of ones for ``mean``; (n, 2) with log2 n beside them for ``curve``."""
+    ones = np.ones(len(n_real))
+    return ones[:, None] if rule == "mean" else np.stack([ones, np.log2(n_real)], axis=1)
