@@ -5,7 +5,7 @@ Stages meet only in folders of a run; this table is the one place that names the
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class StageEntry:
     """One line of the pipeline: its name, the command to type, the folder that it writes below the run's.
 
     In folder and command, ARM stands for any arm, SEED for an arm's seed (below 1000), CRITIC for one from 1000 on,
-    which only the arms `real` and `fold` have.
+    which only the arms `real` and `fold` have. With members of an ensemble, ARM@MEMBER is one of an arm's models.
     """
 
     name: str
@@ -85,6 +85,10 @@ STAGES: tuple[StageEntry, ...] = (
         folder="predictions/ARM/seed_SEED", row="an image x label set: logits",
     ),
     StageEntry(
+        name="ensemble", command="python -m classify.ensemble --config C --arm ARM --arm-seed SEED",
+        folder="ensemble/ARM/seed_SEED", row="(the same, of several models made one; only with members or folds)",
+    ),
+    StageEntry(
         name="compare", command="python -m classify.compare --config C", folder="comparison",
         row="a class or group x metric x pair of arms",
     ),
@@ -109,16 +113,41 @@ def fold_seeds(n_folds: int) -> list[int]:
     return [1000 * n_folds + k for k in range(n_folds)]
 
 
+def member_names(arm: str, members: Iterable[str]) -> list[str]:
+    """The models of an arm: ARM@MEMBER for each member of its ensemble, the arm itself where there is none."""
+    return [f"{arm}@{member}" for member in members] or [arm]
+
+
 def critics_of(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Arm and seed of each run from seed 1000 on that an experiment needs: its start, then the filter's critics."""
-    start, judges = config.get("train", {}).get("init_seed"), config.get("filter", {})
-    plain = dict.fromkeys([*([] if start is None else [start]), *judges.get("critic_seeds", [])])
-    return [("real", seed) for seed in plain] + [("fold", seed) for seed in fold_seeds(judges.get("folds", 0))]
+    """Arm and seed of each run from seed 1000 on that an experiment needs.
+
+    The start of every model, then the filter's critics, then what out-of-fold predictions are made with.
+    """
+    train, judges, members = config.get("train", {}), config.get("filter", {}), config.get("members", {})
+    starts = {name: members.get(name.partition("@")[2], {}).get("init_seed", train.get("init_seed"))
+              for name in member_names("real", members)}
+    critics = dict.fromkeys([*((name, seed) for name, seed in starts.items() if seed is not None),
+                             *(("real", seed) for seed in judges.get("critic_seeds", []))])
+    folds = (judges.get("folds", 0), config.get("ensemble", {}).get("folds", 0))
+    return list(critics) + [("fold", seed) for n_folds in dict.fromkeys(folds) for seed in fold_seeds(n_folds)]
+
+
+def arm_steps(config: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """Stage, arm and seed of all between the filter and the comparison: the arms, seed by seed, then the folds."""
+    steps, members = [], config.get("members", {})
+    for seed in range(config.get("n_seeds", 0)):
+        for arm in config.get("arms", []):
+            steps.append(("arm", arm, seed))
+            steps += [(stage, name, seed) for name in member_names(arm, members) for stage in ("train", "predict")]
+            steps += [("ensemble", arm, seed)] if members else []
+    if seeds := fold_seeds(config.get("ensemble", {}).get("folds", 0)):
+        steps += [*(("predict", "fold", seed) for seed in seeds), ("ensemble", "fold", seeds[0])]
+    return steps
 
 
 SECTIONS: tuple[str, ...] = (
     "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "fill", "reconstruct",
-    "arm", "train", "predict", "compare", "report",
+    "arm", "train", "predict", "ensemble", "compare", "report",
 )
 
 

@@ -49,10 +49,16 @@ def check_no_overlap(folder: Path, cohort: Cohort, *, splits: tuple[str, ...] = 
 
     Raises ``TailfillError`` if one of them is in those splits. False when some were hashed with another cohort's salt.
     """
+    return check_not_learnt(folder, cohort.split(*splits)["patient_id"], cohort,
+                            what=f"of the splits {', '.join(splits)}")
+
+
+def check_not_learnt(folder: Path, patient_ids: Iterable[str], cohort: Cohort, *, what: str) -> bool:
+    """The same for any patients of ``cohort``; ``what`` they are is said in the error."""
     learnt = read_table(folder / FILE, SCHEMA)
-    shared = set(learnt["patient"]) & hash_patients(cohort.split(*splits)["patient_id"], salt=cohort.salt)
+    shared = set(learnt["patient"]) & hash_patients(patient_ids, salt=cohort.salt)
     if shared:
-        raise TailfillError(f"{folder}: has learnt from {len(shared)} patients of the splits {', '.join(splits)}; "
+        raise TailfillError(f"{folder}: has learnt from {len(shared)} patients {what}; "
                             "a model that has seen them cannot be used here")
     foreign = int((learnt["salt"] != salt_name(cohort.salt)).sum())
     if foreign:

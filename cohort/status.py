@@ -19,14 +19,24 @@ from typing import Any
 import yaml
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import FILLED, OPTIONAL, STAGES, StageEntry, critics_of, folder_state, read_stamp, stage_folders
+from cohort.pipeline import (
+    FILLED,
+    OPTIONAL,
+    STAGES,
+    StageEntry,
+    arm_steps,
+    critics_of,
+    folder_state,
+    read_stamp,
+    stage_folders,
+)
 
 
 def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list[Path]:
     """The folders that a complete run has of a stage: those its configuration asks for, and any others that exist."""
     if "SEED" in entry.folder:
         wanted = [entry.folder.replace("ARM", arm).replace("SEED", str(seed))
-                  for seed in range(config.get("n_seeds", 0)) for arm in config.get("arms", [])]
+                  for stage, arm, seed in arm_steps(config) if stage == entry.name]
     elif "CRITIC" in entry.folder:
         wanted = [entry.folder.replace("ARM", arm).replace("CRITIC", str(seed)) for arm, seed in critics_of(config)]
     elif entry.name in OPTIONAL:

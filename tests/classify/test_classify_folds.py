@@ -18,7 +18,7 @@ from cohort.pipeline import STAGES, fold_seeds
 from cohort.provenance import FILE, hash_patients
 from cohort.splits import deal_folds
 from cohort.status import needed_folders
-from cohort.tables import read_table
+from cohort.tables import predictions_schema, read_table
 
 TRAINING = TrainConfig(model="test_convnext", image_size=32, base_steps=2, init_seed=None, batch_size=8)
 
@@ -58,7 +58,7 @@ def test_positives_are_spread_over_the_folds(cohort):
         deal_folds(images[:4], LABELS, n_folds=3, seed=0)
 
 
-def test_a_fold_learns_from_its_images_alone_and_predicts_nothing(run, cohort, monkeypatch):
+def test_a_fold_learns_from_its_images_alone_and_predicts_those_left_out(run, cohort, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     AcceleratorState._reset_state(True)
     train(Job(run=run, config=TRAINING, arm="fold", seed=2001))
@@ -67,8 +67,12 @@ def test_a_fold_learns_from_its_images_alone_and_predicts_nothing(run, cohort, m
     told = set(read_table(run.folder / "train" / "fold" / "seed_2001" / FILE)["patient"])
     assert told == hash_patients(learnt["patient_id"], salt=cohort.salt)
     assert set(learnt["split"]) == {"train", "val"}
-    with pytest.raises(TailfillError, match="has learnt from validation"):
-        predict(run, PredictConfig(), arm="fold", seed=2001)
+    predict(run, PredictConfig(), arm="fold", seed=2001)
+    table = read_table(run.folder / "predictions" / "fold" / "seed_2001" / "predictions.parquet",
+                       predictions_schema(LABELS))
+    unseen = cohort.frame[~cohort.frame["image_id"].isin(slots["image_id"])]
+    assert set(table["image_id"]) == set(unseen["image_id"])
+    assert set(table["fold"]) == {1}
 
 
 def test_an_arm_that_is_compared_cannot_hold_a_validation_image(run, cohort):

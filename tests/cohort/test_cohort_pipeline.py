@@ -51,7 +51,7 @@ def test_states_of_a_folder(tmp_path: Path) -> None:
 
 def test_status_says_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, upcoming = status(tmp_path, capsys)
-    assert all("missing" in line or name in (*OPTIONAL, "critic", "arm", "train", "predict")
+    assert all("missing" in line or name in (*OPTIONAL, "critic", "arm", "train", "predict", "ensemble")
                for name, line in table.items())
     assert upcoming == "next: python -m cohort.prepare --config CONFIG.yaml"
     (tmp_path / "config.yaml").write_text("run: .\n")
