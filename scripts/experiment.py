@@ -27,7 +27,7 @@ from experiment_config import FURTHER, SCHEMAS, Experiment, fix_endpoint, read_e
 from experiment_processes import run_forked, run_launched, sole_owner
 
 from cohort.errors import TailfillError, run_command
-from cohort.pipeline import FOLDERS, critics_of, is_made_from, read_stamp
+from cohort.pipeline import FOLDERS, arm_steps, critics_of, is_made_from, read_stamp
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +71,18 @@ def list_steps(config: dict[str, Any]) -> Iterator[Step]:
     for stage in ("autoencoder", "finetune", *(("fill",) if fills else ("generate", "filter")), "reconstruct"):
         if stage in config:
             yield step(stage)
-    for seed in range(config["n_seeds"]):
-        for arm in config["arms"]:
-            for stage in ("arm", "train", "predict"):
-                yield step(stage, arm, seed)
+    for stage, arm, seed in arm_steps(config):
+        yield step(stage, arm, seed)
     yield step("compare")
     yield step("report")
+
+
+def is_done(step: Step, experiment: Experiment) -> bool:
+    """Whether a step's stamp is there, fresh and of its settings; a member's training has some of its own."""
+    settings = experiment.config[step.stage]
+    if step.stage == "train" and step.arm is not None:
+        settings = settings | experiment.config["members"].get(step.arm.partition("@")[2], {})
+    return is_made_from(step.folder, settings)
 
 
 def words_of(step: Step, experiment: Experiment) -> list[str]:
@@ -123,7 +129,7 @@ def time_left(steps: list[Step], done: list[Step], expected: Mapping[str, float]
 def print_steps(experiment: Experiment, steps: list[Step]) -> None:
     """What ``--dry-run`` shows: every stage with its command, and whether it is done."""
     for number, step in enumerate(steps, start=1):
-        state = "done" if is_made_from(step.folder, experiment.config[step.stage]) else "to do"
+        state = "done" if is_done(step, experiment) else "to do"
         command = shlex.join(["python", "-m", *words_of(step, experiment)])
         sys.stdout.write(f"[{number}/{len(steps)}] {state:5}  {command}\n")
 
@@ -135,7 +141,7 @@ def run_all(experiment: Experiment, steps: list[Step]) -> None:
     done: list[Step] = []
     for number, step in enumerate(steps, start=1):
         place = f"[{number}/{len(steps)}] {step}"
-        if is_made_from(step.folder, experiment.config[step.stage]):
+        if is_done(step, experiment):
             log.info("%s: complete", place)
         else:
             log.info("%s ...", place)
