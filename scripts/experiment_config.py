@@ -22,7 +22,7 @@ from classify.learning.settings import TrainConfig
 from classify.learning.training import share_batch
 from cohort.config import Run, check_keys, load_yaml, resolve_paths
 from cohort.errors import TailfillError, fail, nearest
-from cohort.pipeline import OPTIONAL, STAGES
+from cohort.pipeline import OPTIONAL, STAGES, read_stamp
 from cohort.stage import write_atomically
 
 SCHEMAS = {
@@ -34,6 +34,7 @@ SCHEMAS = {
     "arm": "classify.arm:ArmConfig", "train": "classify.train:TrainConfig",
     "predict": "classify.predict:PredictConfig", "compare": "classify.compare:CompareConfig",
     "report": "classify.report:ReportConfig",
+    "rehearsal": "classify.rehearsal.settings:RehearsalConfig",
 }
 FURTHER = ("oracle", "external")
 """Sections of cohorts that only an arm of their name needs."""
@@ -63,7 +64,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     """The configuration file that ``argv`` starts with, and overrides; every section is checked before any work."""
     file = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     content = load_yaml(file) if file else {}
-    left_out = set(OPTIONAL) - content.keys() | ({"prepare"} if content.get("cohort") else set())
+    left_out = {*OPTIONAL, "rehearsal"} - content.keys() | ({"prepare"} if content.get("cohort") else set())
     schemas = {name: _import(place) for name, place in SCHEMAS.items() if name not in left_out}
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
     parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")
@@ -125,6 +126,8 @@ def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections
         check_phases(arm, phase_2_share=train.phase_2_share, steps=train.steps)
     for section in ON_DEMAND:
         users = [arm for arm in run.arms if section in ARMS[arm].needs]
+        if section in FURTHER and section not in sections and read_stamp(run.folder / section):
+            continue  # it stands in the run already, made by a rehearsal
         if bool(users) != (section in sections):
             raise TailfillError(f"arms: '{users[0]}' needs a section {section}, and the config has none" if users else
                                 f"{section}: no arm needs this section; wanted: an arm that does, or no such section")
