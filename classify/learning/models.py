@@ -2,14 +2,16 @@
 
 Weights without the label order, the image size and the normalisation are a trap, so ``card.json`` stands beside them
 and ``load_classifier`` gives both. A model here takes a normalised grey image and returns logits, one per label. It is
-a backbone, image to features, and a head, the last linear layer; only the head knows the labels, so a backbone serves
-any label space.
+a backbone, image to features, and one of ``heads.HEADS``; only the head knows the labels, so a backbone serves any
+label space, and any head.
 Not promised: that a card's labels are those of the cohort at hand; ``Card.require_labels`` checks it.
 """
 
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from classify.learning.heads import HEADS, Head
 from cohort.errors import TailfillError, nearest
 from cohort.stage import write_atomically
 
 CARD = "card.json"
 WEIGHTS = ("raw", "ema")
-UNFIT = (OSError, RuntimeError, ValueError, SafetensorError)
+UNFIT = (OSError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError)
 """What a file of weights that is missing, damaged or of another model raises."""
 
 
@@ -43,6 +46,8 @@ class Card:
     """Mean grey value of the real training images, 0 to 1; subtracted."""
     std: float
     """Standard deviation of the same; divided by."""
+    head: str = "linear"
+    """One of ``heads.HEADS``; a card from before there were several has none."""
 
     def require_labels(self, labels: list[str], *, where: Path) -> None:
         """Raise ``TailfillError`` unless the classifier was trained on these labels in this order."""
@@ -58,20 +63,50 @@ def require_model(name: str) -> None:
 
 
 def build_classifier(
-    name: str, n_labels: int, in_chans: int = 1, *, image_size: int | None = None, pretrained: bool = False,
-    drop_path: float = 0.0,
+    name: str, n_labels: int, in_chans: int = 1, *, head: str = "linear", image_size: int | None = None,
+    pretrained: bool | str = False, drop_path: float = 0.0,
 ) -> nn.Module:
     """A timm model: float (batch, in_chans, size, size) -> logits (batch, n_labels).
 
-    ``pretrained`` fetches weights from the model hub; without it nothing is downloaded. ``image_size`` matters only to
-    models of a fixed input size. Raises ``TailfillError`` for a name that timm does not know.
+    ``pretrained`` fetches timm's weights from the model hub, or reads a file of weights for timm's model of that name;
+    without it nothing is downloaded. ``image_size`` matters only to models of a fixed input size. Raises
+    ``TailfillError`` for a name that timm does not know, and for weights that cannot be had or lack a part of it.
     """
     require_model(name)
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     pretrained_cfg = timm.get_pretrained_cfg(name)
     if image_size is not None and pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
         options["img_size"] = image_size
-    return timm.create_model(name, pretrained=pretrained, num_classes=n_labels, in_chans=in_chans, **options)
+    if head != "linear":
+        options["global_pool"] = ""  # the features are a map
+    create = partial(timm.create_model, name, num_classes=n_labels if head == "linear" else 0, in_chans=in_chans,
+                     **options)
+    model = _create_pretrained(create, pretrained) if pretrained else create()
+    if head != "linear":
+        model.set_submodule(_classifier(model)[0], HEADS[head](int(model.num_features), n_labels))
+    return model
+
+
+def _create_pretrained(create: Callable[..., nn.Module], pretrained: bool | str) -> nn.Module:
+    """timm's model with weights from the hub or a file.
+
+    What the weights lack timm leaves at random, and says so in a log only: so two models are made, and whatever differs
+    between them beside the head was not in the weights. Layers that begin as constants are not caught.
+    """
+    options: dict[str, Any] = {"pretrained": True}
+    if isinstance(pretrained, str):
+        options["pretrained_cfg_overlay"] = {"file": pretrained}
+    where = pretrained if isinstance(pretrained, str) else "train.pretrained"
+    try:
+        model, other = create(**options), create(**options)
+    except (*UNFIT, AttributeError) as error:
+        raise TailfillError(f"{where}: gives no weights of this model: {str(error).splitlines()[0]}") from error
+    prefix, theirs = _classifier(model)[0] + ".", other.state_dict()
+    lacking = [key for key, value in model.state_dict().items()
+               if not key.startswith(prefix) and not torch.equal(value, theirs[key])]
+    if lacking:
+        raise TailfillError(f"{where}: lacks {len(lacking)} tensors of this model, '{lacking[0]}' for one")
+    return model
 
 
 def save_weights(state: Mapping[str, Tensor], file: Path) -> None:
@@ -87,17 +122,22 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise TailfillError(f"{file}: cannot be loaded into this model: {str(error).splitlines()[0]}") from error
 
 
-def head_of(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the linear layer that makes logits of features; ``TailfillError`` where there is no such one.
+def head_of(model: nn.Module) -> tuple[str, Head]:
+    """Name and module of what makes logits of features, one of ``heads.HEADS``; ``TailfillError`` for any other.
 
     ``head(model.forward_head(model.forward_features(x), pre_logits=True))`` is ``model(x)`` in evaluation mode.
     """
-    network: Any = model  # timm's, whose methods nn.Module does not know
-    head = network.get_classifier()
-    if not isinstance(head, nn.Linear):
+    name, head = _classifier(model)
+    if not isinstance(head, tuple(HEADS.values())):
         raise TailfillError(f"the classifier of {type(model).__name__} is a {type(head).__name__}; "
                             "wanted: a model that ends in one linear layer")
-    return next(name for name, module in model.named_modules() if module is head), head
+    return name, head
+
+
+def _classifier(model: Any) -> tuple[str, nn.Module]:
+    """Name and module of what timm calls the classifier of a model; an identity where there are no labels."""
+    module = model.get_classifier()
+    return next(name for name, found in model.named_modules() if found is module), module
 
 
 def load_backbone(model: nn.Module, file: Path) -> None:
@@ -115,12 +155,12 @@ def load_backbone(model: nn.Module, file: Path) -> None:
 
 
 def reset_head(model: nn.Module, bias: Tensor) -> None:
-    """Weights 0 and ``bias``, float32 (n_labels,), as the logits of every image.
+    """Weights 0 in the head's last layer and ``bias``, float32 (n_labels,), as the logits of every image.
 
     With weights of 0 no gradient reaches the backbone before the head has found a direction, and with the loss's best
     constant as bias no large one does: either would first unlearn features (Kumar et al., 2202.10054; NOTES.md).
     """
-    _, head = head_of(model)
+    head = head_of(model)[1]
     nn.init.zeros_(head.weight)
     with torch.no_grad():
         head.bias.copy_(bias)
@@ -143,7 +183,7 @@ def load_card(folder: Path) -> Card:
 def load_classifier(folder: Path, *, weights: str = "ema") -> tuple[nn.Module, Card]:
     """A trained classifier in evaluation mode with its card; ``weights`` is ``raw`` or ``ema``."""
     card = load_card(folder)
-    model = build_classifier(card.model, len(card.labels), image_size=card.image_size)
+    model = build_classifier(card.model, len(card.labels), head=card.head, image_size=card.image_size)
     load_weights(model, folder / f"{weights}.safetensors")
     return model.eval(), card
 
