@@ -81,12 +81,19 @@ def chapters(evidence: Evidence, config: ReportConfig) -> list[Chapter]:
 
 def render(evidence: Evidence, config: ReportConfig) -> dict[str, str]:
     """File name to text of both forms of the report. Names and prompts are escaped in each."""
-    shown: dict[str, Any] = {
+    return lay_out({
         "title": config.title, "verdict": str(evidence.verdict["verdict"]), "headline": headline(evidence),
         "chapters": chapters(evidence, config), "run": evidence.run.folder.name,
         "source": str(evidence.cohort_extra.get("source") or "unnamed source"),
         "n_images": len(evidence.cohort.frame), "n_patients": int(evidence.cohort.frame["patient_id"].nunique()),
-    }
+    })
+
+
+def lay_out(shown: dict[str, Any]) -> dict[str, str]:
+    """File name to text: the chapters of a page in both templates, which say what they read.
+
+    ``shown``: title, verdict, headline (value, interval, what, support), chapters, run, source, n_images, n_patients.
+    """
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=lambda name: name is not None and "html" in name,
