@@ -6,7 +6,8 @@ their moving average (EMA) are what is kept: there is no early stopping, which w
 arm. Seeds below 1000 start from one shared model, the EMA weights of arm ``real`` with seed ``init_seed``, and train
 ``steps``; that start, and the filter's critics, have seeds from 1000 on and train ``base_steps`` from nothing, or from
 a ``backbone`` with a new head. With ``head_only`` all but the head stays as the start has it, bit for bit, and the
-images' features are computed once.
+images' features are computed once. Arm ``crt`` throws its head away for the second phase and trains a new one alone, so
+with ``head_only`` nothing of its first phase is left, and it is a head of class-balanced slots in fewer steps.
 
 Killed at any moment, the same command goes on from its last checkpoint and ends with the same weights bit for bit, on
 the same device type, number of processes and threads: order, distortions and dropout are functions of (seed, step).
@@ -21,6 +22,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,14 @@ from torch import nn
 
 from classify.arm import ArmConfig, arm_folder, check_arm, check_phases, pool_folders, write_arm
 from classify.arms.rivals import ARMS
+from classify.ensembling.members import member_config, split_name
 from classify.learning.features import load_features
 from classify.learning.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
 from classify.learning.losses import LOSSES, best_constant
-from classify.learning.models import CARD, Card, head_of, save_card, save_weights
+from classify.learning.models import CARD, Card, head_of, reset_head, save_card, save_weights
 from classify.learning.settings import FIRST_EXTRA_SEED, TrainConfig
 from classify.learning.start import Start, initial_model
-from classify.learning.training import CHECKPOINT, start_accelerator
+from classify.learning.training import CHECKPOINT, probe_compiler, start_accelerator
 from classify.slots import Pool, Slots, grey_statistics, label_matrix, load_pools, load_slots, prevalence
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
@@ -46,6 +49,9 @@ from cohort.stage import Stage, verify
 from cohort.tables import Cohort, arm_schema, load_cohort, read_table, write_table
 
 log = logging.getLogger(__name__)
+
+RUNTIME = ("checkpoint_every", "gradient_accumulation", "compile")
+"""Keys that are no part of what is trained: as the number of processes, they change how it is computed."""
 
 
 def train_folder(run: Run, arm: str, seed: int) -> Path:
@@ -61,6 +67,12 @@ class Job:
     config: TrainConfig
     arm: str
     seed: int
+    member: str = ""
+    """Which member of the arm's ensemble, whose keys ``config`` has; empty: there is one model."""
+
+    def folder_of(self, arm: str, seed: int) -> Path:
+        """Where the weights of an arm and seed of this member stand."""
+        return train_folder(self.run, f"{arm}@{self.member}" if self.member else arm, seed)
 
     @property
     def is_extra(self) -> bool:
@@ -70,7 +82,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where the weights go."""
-        return train_folder(self.run, self.arm, self.seed)
+        return self.folder_of(self.arm, self.seed)
 
     @property
     def entropy(self) -> tuple[int, ...]:
@@ -87,19 +99,22 @@ class Job:
             lr=config.base_lr if self.is_extra else config.lr, warmup_share=config.warmup_share,
             weight_decay=config.weight_decay, ema_decay=config.ema_decay, grad_clip=config.grad_clip,
             phase_2_share=config.phase_2_share, checkpoint_every=config.checkpoint_every,
+            min_real_share=config.min_real_share, gradient_accumulation=config.gradient_accumulation,
+            compiles=config.compile and not self.trains_head_only,
+            crt_lr=config.crt_lr if ARMS[self.arm].renews_head else None,
         )
 
     @property
     def start(self) -> Start | None:
         """Where the weights of step 0 stand; None: nowhere, they are random or timm's."""
         if not self.is_extra and self.config.init_seed is not None:
-            return Start(folder=train_folder(self.run, "real", self.config.init_seed), is_backbone=False)
+            return Start(folder=self.folder_of("real", self.config.init_seed), is_backbone=False)
         return Start(folder=Path(self.config.backbone), is_backbone=True) if self.config.backbone else None
 
     @property
     def trains_head_only(self) -> bool:
         """Whether all but the head is frozen; never where there is nothing to freeze."""
-        return self.config.head_only and self.start is not None
+        return self.config.head_only and (self.start is not None or bool(self.config.pretrained))
 
     @property
     def pools(self) -> dict[str, Path]:
@@ -110,13 +125,19 @@ class Job:
         """The stage; raises ``TailfillError`` with the command to type when something it needs is missing."""
         check_phases(self.arm, phase_2_share=self.config.phase_2_share, steps=self.recipe.steps)
         other = ("steps", "lr", "init_seed") if self.is_extra else ("base_steps", "base_lr")
-        unused = (*other, "checkpoint_every", "backbone", *(() if self.trains_head_only else ("head_only",)))
+        unused = (*other, *RUNTIME, "backbone", *(() if self.trains_head_only else ("head_only",)),
+                  *(() if ARMS[self.arm].renews_head else ("crt_lr",)),
+                  *(("head",) if self.config.head == "linear" else ()))
         settings = {key: value for key, value in asdict(self.config).items() if key not in unused}
+        settings["pretrained"] = bool(self.config.pretrained)
         inputs = {"cohort": self.run.cohort_folder, "arm": arm_folder(self.run, self.arm, self.seed)}
+        if self.start is None and isinstance(self.config.pretrained, str):
+            inputs["pretrained"] = Path(self.config.pretrained)
         if self.start is not None:
             if not self.start.is_backbone and read_stamp(self.start.folder) is None:
                 raise TailfillError(f"{self.start.folder}: no complete training run to start from (train.init_seed); "
-                                    "run: accelerate launch classify/train.py --config C --arm real "
+                                    "run: accelerate launch classify/train.py --config C "
+                                    f"--arm {self.start.folder.parent.name} "
                                     f"--arm-seed {self.config.init_seed}")
             inputs |= self.start.inputs()
         inputs |= self.pools
@@ -128,9 +149,10 @@ def make_card(job: Job, cohort: Cohort, slots: Slots) -> Card:
     """The card of the model to train; that of the start where there is one, after checking that it fits."""
     config = job.config
     if job.start is not None:
-        return job.start.card(cohort.labels, model=config.model, image_size=config.image_size)
+        return job.start.card(cohort.labels, model=config.model, image_size=config.image_size, head=config.head)
     mean, std = grey_statistics(slots.images[0])
-    return Card(model=config.model, labels=tuple(cohort.labels), image_size=config.image_size, mean=mean, std=std)
+    return Card(model=config.model, labels=tuple(cohort.labels), image_size=config.image_size, mean=mean, std=std,
+                head=config.head)
 
 
 def prepare_patients(
@@ -146,6 +168,13 @@ def prepare_patients(
     inherited += [job.pools["filter"]] if arm["sample_id"].notna().any() else []
     write_patients(folder, used["patient_id"], salt=cohort.salt, inherited=inherited)
     check_no_overlap(folder, cohort)
+
+
+def renew_head(model: nn.Module, bias: torch.Tensor) -> None:
+    """Freeze all of ``model`` but its head, which starts anew with ``bias``, float32 (n_labels,), for every image."""
+    model.requires_grad_(False)
+    reset_head(model, bias)
+    head_of(model)[1].requires_grad_(True)
 
 
 def write_results(
@@ -172,6 +201,8 @@ def write_results(
 def train(job: Job) -> None:
     """Train one arm with one seed, unless that is done; called by every process."""
     accelerator = start_accelerator(job.run, job.folder, "no" if job.trains_head_only else job.config.precision)
+    if job.recipe.compiles and (failure := probe_compiler(accelerator.device)):
+        raise TailfillError(f"train.compile is on, which does not work here: {failure}")
     cohort = load_cohort(job.run.cohort_folder)
     if job.is_extra and accelerator.is_main_process:  # a critic needs no arm command of its own: `real` has no settings
         write_arm(job.run, ArmConfig(), arm=job.arm, seed=job.seed)
@@ -194,7 +225,8 @@ def train(job: Job) -> None:
     card = make_card(job, cohort, slots)
     shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))
     loss = LOSSES[job.config.loss](shares)
-    model = initial_model(job.start, card, best_constant(loss, shares), seed=stream(job.entropy, 0),
+    bias = best_constant(loss, shares)
+    model = initial_model(job.start, card, bias, seed=stream(job.entropy, 0),
                           pretrained=job.config.pretrained, drop_path=job.config.drop_path)
     prefix, learns, feed = "", model, feed_pixels(card)
     if job.trains_head_only:
@@ -204,19 +236,24 @@ def train(job: Job) -> None:
             slots = replace(slots, images=[load_features(model, images, card, cache=job.run.folder / "cache",
                                                          device=accelerator.device) for images in slots.images])
     learner = fit(learns, slots, feed, loss, recipe=job.recipe, checkpoint=stage.folder / CHECKPOINT,
-                  accelerator=accelerator)
+                  accelerator=accelerator,
+                  renew_head=partial(renew_head, model, bias) if ARMS[job.arm].renews_head else None)
     if accelerator.is_main_process:
         known = not job.config.pretrained if job.start is None else is_known(job.start.folder, cohort)
         write_results(job, stage, learner, card, model=model, prefix=prefix, n_slots=len(slots.index), extra={
-            "processes": accelerator.num_processes, "provenance": "this run" if known else "unknown"})
+            "processes": accelerator.num_processes, "gradient_accumulation": job.recipe.gradient_accumulation,
+            "compiled": job.recipe.compiles, "real_share": round(job.recipe.real_share(slots), 6),
+            "provenance": "this run" if known else "unknown"})
     accelerator.end_training()
 
 
 def main() -> None:
     """One arm, one seed."""
     options = parse("train", TrainConfig, doc=__doc__, extra={"arm": (str, ...), "arm-seed": (int, ...)})
-    job = Job(run=options.run, config=options.section, arm=options.extra["arm"], seed=options.extra["arm-seed"])
-    check_arm(job.run, job.arm, job.seed)
+    run, seed = options.run, options.extra["arm-seed"]
+    arm, member = split_name(run, options.extra["arm"], seed)
+    check_arm(run, arm, seed)
+    job = Job(run=run, config=member_config(run, options.section, member), arm=arm, seed=seed, member=member)
     if options.dry_run:
         sys.stdout.write(job.stage().describe(steps=job.recipe.steps) + "\n")
         return

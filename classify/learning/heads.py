@@ -53,6 +53,9 @@ class MlDecoderHead(MLDecoder):
         super().__init__(n_labels, decoder_embedding=width, initial_num_features=n_features)
         self.in_features = n_features
         self.decoder = self.decoder.layers[0]  # torch's wrapper asks for self-attention, which this layer leaves out
+        queries = self.query_embed.weight.detach()
+        self.query_embed = nn.Module()
+        self.query_embed.register_buffer("weight", queries)  # fixed, whoever switches the head's gradients on
 
     @property
     def weight(self) -> nn.Parameter:

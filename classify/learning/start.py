@@ -34,12 +34,14 @@ class Start:
             return {"backbone": self.folder / WEIGHTS_FILE, "backbone_card": self.folder / CARD}
         return {"start": self.folder}
 
-    def card(self, labels: list[str], *, model: str, image_size: int) -> Card:
+    def card(self, labels: list[str], *, model: str, image_size: int, head: str) -> Card:
         """How to feed the model, with the labels at hand; ``TailfillError`` unless the settings fit the weights."""
         card = fitting_card(self.folder, model=model, image_size=image_size)
         if not self.is_backbone:
             card.require_labels(labels, where=self.folder)
-        return replace(card, labels=tuple(labels))
+            if card.head != head:
+                raise TailfillError(f"{self.folder}: was trained with head {card.head}; wanted: {head}")
+        return replace(card, labels=tuple(labels), head=head)
 
     def load(self, model: nn.Module, bias: Tensor) -> None:
         """Set the weights of ``model``; a new head starts with ``bias``, float32 (n_labels,), whatever the image."""
@@ -74,15 +76,17 @@ def check_backbone(folder: Path, *, model: str, image_size: int) -> None:
 
 
 def initial_model(
-    start: Start | None, card: Card, bias: Tensor, *, seed: int, pretrained: bool, drop_path: float
+    start: Start | None, card: Card, bias: Tensor, *, seed: int, pretrained: bool | str, drop_path: float
 ) -> nn.Module:
-    """The model at step 0: the start's weights; without one timm's (``pretrained``), or random ones from ``seed``.
+    """The model at step 0: the start's weights; without one ``pretrained`` ones, or random ones from ``seed``.
 
-    ``bias``, float32 (n_labels,), is for a head that is new on a backbone.
+    ``bias``, float32 (n_labels,), is for a head that is new on trained features.
     """
     torch.manual_seed(seed)  # timm draws initial weights from the global generator
-    model = build_classifier(card.model, len(card.labels), image_size=card.image_size,
-                             pretrained=pretrained and start is None, drop_path=drop_path)
+    model = build_classifier(card.model, len(card.labels), head=card.head, image_size=card.image_size,
+                             pretrained=pretrained if start is None else False, drop_path=drop_path)
     if start is not None:
         start.load(model, bias)
+    elif pretrained:
+        reset_head(model, bias)
     return model
