@@ -18,7 +18,8 @@ from cohort.tables import Cohort
 from cohort.withholding.thinning import sets_apart
 
 MULTIPLES = (1, 2, 4)
-"""Default levels as multiples of what the tail has: where it stands, and whether a few more real ones would change it."""
+"""Default levels as multiples of what the tail has: where it stands, and whether a few more real ones would change
+it."""
 FEWEST = 5
 """Lowest default level: with fewer positives the thinning itself, not the images, decides what is learnt."""
 TO_SPARE = 2
@@ -53,14 +54,15 @@ def count_support(cohort: Cohort) -> pd.DataFrame:
 
 
 def choose_levels(cohort: Cohort, config: RehearsalConfig) -> list[int]:
-    """The levels, lowest first; raises ``TailfillError`` where none is given and the cohort has no tail to take from."""
+    """The levels, lowest first; raises ``TailfillError`` where none is given and the cohort has no tail to take
+    from."""
     if config.levels:
         return sorted(config.levels)
     support = count_support(cohort)
     tail = support.loc[(support["group"] == "tail") & (support["n_train"] > 0), "n_train"]
     if tail.empty:
-        raise TailfillError("rehearsal.levels is empty, and the cohort has no tail class with a positive train image to "
-                            "take them from; wanted: numbers of positive images")
+        raise TailfillError("rehearsal.levels is empty, and the cohort has no tail class with a positive train image "
+                            "to take them from; wanted: numbers of positive images")
     return sorted({max(FEWEST, round(times * float(tail.median()))) for times in MULTIPLES})
 
 

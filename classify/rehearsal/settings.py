@@ -1,12 +1,14 @@
 """The ``rehearsal`` section: what is thinned, how far, how often, and how cheaply.
 
-A rehearsal answers "will synthetic images help *my* rare findings?" before they are made: it thins plentiful findings to
-the rarity of the tail, runs the whole pipeline on what is left, and compares with the real images that were taken away.
+A rehearsal answers "will synthetic images help *my* rare findings?" before they are made: it thins plentiful findings
+to the rarity of the tail, runs the whole pipeline on what is left, and compares with the real images that were taken
+away. Where the experiment has an ``oracle`` section, new patients of the actual tail (a phantom can make some), they
+join the oracle, and the prediction for the tail is checked.
 """
 
 from dataclasses import dataclass
 
-from cohort.config import path, require_values
+from cohort.config import require_values
 from cohort.errors import TailfillError
 
 ARMS = ("real", "oversample", "duplicate", "synthetic", "unfiltered", "permuted", "oracle", "oracle-full")
@@ -42,10 +44,7 @@ class RehearsalConfig:
     finetune_steps: int | None = None
     """Optimiser steps of each thinning's fine-tuning, 1 or more; null: as ``quick`` says."""
     images_per_finding: int | None = None
-    """Images to ask for per thinned finding, 1 or more; null: ``plan.total`` over the actual tail's classes."""
-    truth: str | None = path(None)
-    """Folder of a cohort of *new* patients with tail findings, where somebody can supply some (a phantom): they join the
-    oracle, so that the prediction for the tail can be checked. Null elsewhere."""
+    """Images to ask for per thinned finding, 1 or more; null: ``plan.total`` over the classes of ``plan.scarce``."""
     reference_seconds: float | None = None
     """Seconds of the reference operation where ``expected_seconds`` were measured, above 0; the time is told from both.
     Null: this machine's pace is taken to be that one's."""

@@ -2,15 +2,15 @@
 
 Each run is one thinning: a cohort, a generator and a training of its own, all of them measured on the same test
 patients. So runs take the place of seeds in the crossed interval (``classify.comparison.intervals``), and the spread
-between them holds that of the thinnings, the generators and the trainings. A finding is read in the runs of its own set;
-the actual tail, which nobody thinned, in those of the first set, averaged over the levels.
+between them holds that of the thinnings, the generators and the trainings. A finding is read in the runs of its own
+set; the actual tail, which nobody thinned, in those of the first set, averaged over the levels.
 
 Not promised: independence of levels. The same seed meets patients in the same order at every level, so that levels are
 paired.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from cohort.tables import Cohort, load_cohort
 REHEARSED_GROUP, TAIL_GROUP = "all findings", "actual tail"
 """Rows over several classes: the ratio of mean gains, never the mean of ratios."""
 RIVAL, ORACLE = "duplicate", "oracle"
+NO_SHARE = (ORACLE, "real", "oversample")
+"""Arms without a share: the oracle, whose own is 1, and those that do not fill the duplicates' slots."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +49,8 @@ class Measured:
 
 
 def measure(
-    run: Path, labels: Sequence[str], *, arms: Sequence[str], weights: str, make_draws: Callable[[int], NDArray[np.uint16]],
-    threads: int = 1,
+    run: Path, labels: Sequence[str], *, arms: Sequence[str], weights: str,
+    make_draws: Callable[[int], NDArray[np.uint16]], threads: int = 1,
 ) -> Measured:
     """Read one run's predictions, check them against its cohort, and measure ``labels``.
 
@@ -102,7 +104,8 @@ def gather(cells: Mapping[Cell, Measured], level: int) -> Source:
 
 
 def gather_tail(cells: Mapping[Cell, Measured], tail: Sequence[str]) -> Source:
-    """The actual tail in the runs of the first set, averaged over levels: each seed one run, as its levels share seeds."""
+    """The actual tail in the runs of the first set, averaged over levels: each seed one run, as its levels share
+    seeds."""
     seeds = sorted({cell.seed for cell in cells})
     own = [[one for cell, one in cells.items() if cell.place == 0 and cell.seed == seed] for seed in seeds]
     columns = [own[0][0].labels.index(label) for label in tail]
@@ -120,15 +123,17 @@ def _source(*, values: Array, resampled: Array, scored: Scored, members: dict[st
     return Source(values=values, resampled=resampled, scored=scored, arms=(), members=members, metrics=REHEARSED)
 
 
-def share_rows(source: Source, arms: Sequence[str], *, level: int | None, n_real: Mapping[str, float]) -> list[dict[str, Any]]:
+def share_rows(
+    source: Source, arms: Sequence[str], *, level: int | None, n_real: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """One row per arm but ``duplicate``, member and metric: its gain over the duplicates, and the recovered share.
 
     Columns: level (null for the actual tail), n_real (positive train images, mean over runs), arm, label, metric,
-    value, rival_value, gain, gain_low, gain_high, p, oracle_gain, share, ci_low, ci_high, kind, reason (why there is no
-    share), n_positive_images, n_positive_patients (test), n_runs. The oracle's row is the assay sensitivity.
+    is_group, value, rival_value, gain, gain_low, gain_high, p, oracle_gain, share, ci_low, ci_high, kind, reason (why
+    there is no share), n_positive_images, n_positive_patients (test), n_runs. The oracle's row is the assay
+    sensitivity.
     """
-    known = Source(values=source.values, resampled=source.resampled, scored=source.scored, arms=list(arms),
-                   members=source.members, metrics=source.metrics)
+    known = replace(source, arms=list(arms))
     rows = []
     for label, members in known.members.items():
         images, patients = support(known.scored.labels[:, members], known.scored.patients)
@@ -138,10 +143,11 @@ def share_rows(source: Source, arms: Sequence[str], *, level: int | None, n_real
                 if arm == RIVAL:
                     continue
                 own = known.interval(arm, RIVAL, members, m)
-                cells = share_cells(bound, known.gain(arm, RIVAL, members, m), known.gain(ORACLE, RIVAL, members, m),
-                                    rival=RIVAL)
+                cells = {} if arm in NO_SHARE else share_cells(
+                    bound, known.gain(arm, RIVAL, members, m), known.gain(ORACLE, RIVAL, members, m), rival=RIVAL)
                 rows.append({
                     "level": level, "n_real": n_real[label], "arm": arm, "label": label, "metric": metric,
+                    "is_group": len(members) > 1 or label in (REHEARSED_GROUP, TAIL_GROUP),
                     "value": known.per_seed(arm, None, members, m).mean(),
                     "rival_value": known.per_seed(RIVAL, None, members, m).mean(), "gain": own.estimate,
                     "gain_low": own.low, "gain_high": own.high, "p": own.p, "oracle_gain": bound.estimate,

@@ -1,9 +1,9 @@
 """One cohort to two: the thinned one, which a whole pipeline sees, and the withheld one, which only the oracle sees.
 
 Both keep the parent's labels, image files and salt, so that a patient has one hash in all three and an overlap can be
-proved or excluded. The thinned findings are ``tail`` by decree, since at a high level their prevalence may be above 1 %;
-all other groups are the parent's. The withheld cohort is an ordinary cohort as the arm ``oracle`` takes it (its training
-images); withheld validation images stand in it too, so that parent = thinned + withheld.
+proved or excluded. The thinned findings are ``tail`` by decree, since at a high level their prevalence may be above
+1 %; all other groups are the parent's. The withheld cohort is an ordinary cohort as the arm ``oracle`` takes it (its
+training images); withheld validation images stand in it too, so that parent = thinned + withheld.
 
 Where new patients of the tail exist as well (a phantom can make them), they join the withheld ones, and the oracle is
 true for the actual tail too.
@@ -46,7 +46,9 @@ class Thinning:
         return np.random.default_rng([self.seed, 7])
 
 
-def write_thinned(parent: Path, thinning: Thinning, *, thinned: Path, withheld: Path, truth: Path | None = None) -> None:
+def write_thinned(
+    parent: Path, thinning: Thinning, *, thinned: Path, withheld: Path, truth: Path | None = None
+) -> None:
     """Write both cohorts unless they are complete; ``truth``: a cohort whose training images join the withheld ones.
 
     Raises ``TailfillError`` for a parent that is missing, a finding that cannot be thinned, a folder that holds
@@ -102,14 +104,14 @@ def _write_withheld(
 
 
 def _new_patients(truth: Path, cohort: Cohort) -> Cohort:
-    """The cohort in ``truth``, its training images alone; ``TailfillError`` for other labels or patients already here."""
+    """The training images of the cohort in ``truth``; ``TailfillError`` for other labels, or patients already here."""
     new = load_cohort(truth)
     if new.labels != cohort.labels:
         raise TailfillError(f"{truth}: has other labels than {cohort.folder}; wanted: the same, in the same order")
     for key in ("patient_id", "image_id"):
         shared = sorted(set(new.frame[key]) & set(cohort.frame[key]))
         if shared:
-            raise TailfillError(f"{truth}: shares {len(shared)} values of {key} with {cohort.folder}, '{shared[0]}' for "
-                                "one; wanted: new patients")
+            raise TailfillError(f"{truth}: shares {len(shared)} values of {key} with {cohort.folder}, '{shared[0]}' "
+                                "for one; wanted: new patients")
     return Cohort(frame=new.split("train"), labels=new.labels, groups=new.groups, roots=new.roots, salt=new.salt,
                   folder=truth)

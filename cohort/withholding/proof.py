@@ -1,7 +1,8 @@
 """Did any withheld patient reach what must not have seen him?
 
 A rehearsal is worth nothing if the generator, the critic, the encoder's statistics or a prompt has seen the images that
-it pretends not to have. So after each run every trace of a patient is compared with those who were withheld, three ways:
+it pretends not to have. So after each run every trace of a patient is compared with those who were withheld, three
+ways:
 
 - ``patients``: the hashed patients that a stage, or a stage that it builds on, has learnt from (``patients.parquet``);
 - ``inputs``: the cohort that a stage's stamp names as its input is the thinned one, byte for byte, and the withheld
@@ -35,9 +36,9 @@ ORACLE = "oracle"
 def prove_apart(folders: Sequence[Path], *, thinned: Cohort, withheld: Cohort, thinned_hash: str) -> pd.DataFrame:
     """The table ``overlap``: stage folder, check, patients or ids looked at, how many are withheld ones, and in words.
 
-    ``folders``: a run, and what it builds on beside it. ``thinned_hash``: the output hash in the thinned cohort's stamp.
-    Raises ``TailfillError`` naming the first stage that a withheld patient has reached, and when the oracle's arm, which
-    must know them, does not.
+    ``folders``: a run, and what it builds on beside it. ``thinned_hash``: the output hash in the thinned cohort's
+    stamp. Raises ``TailfillError`` naming the first stage that a withheld patient has reached, and when the oracle's
+    arm, which must know them, does not.
     """
     rows = [row for folder in folders for stage in _stages(folder)
             for row in _checks(stage, folder, thinned=thinned, withheld=withheld, thinned_hash=thinned_hash)]
@@ -49,8 +50,8 @@ def prove_apart(folders: Sequence[Path], *, thinned: Cohort, withheld: Cohort, t
                             f"({first['says']}); a rehearsal in which they are known proves nothing")
     trained = table[table["is_oracle"] & (table["check"] == "patients")]
     if len(trained) and not (trained["n_withheld"] > 0).all():
-        raise TailfillError(f"{trained['stage'].iloc[0]}: the oracle has learnt from no withheld patient, so this check "
-                            "could not have found one elsewhere")
+        raise TailfillError(f"{trained['stage'].iloc[0]}: the oracle has learnt from no withheld patient, so this "
+                            "check could not have found one elsewhere")
     return table
 
 

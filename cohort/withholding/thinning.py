@@ -6,10 +6,10 @@ away. Test stays as it is, so that intervals are narrow.
 
 Several findings can be thinned at once. Patients with any of them are met in random order, and one stays while there is
 room for every finding that he has. Comorbidities fall as they may. What that cannot keep is the company among the
-thinned findings themselves: where half of A's patients also have B, and B is thinned as well, those who remain of A have
-it less often. ``overlap`` says how often, ``sets_apart`` puts findings that meet too often into different sets, each
-thinned by itself; below the bound one cohort, hence one generator, serves them all. It is sound there because everyone
-withheld for any of them leaves every arm.
+thinned findings themselves: where half of A's patients also have B, and B is thinned as well, those who remain of A
+have it less often. ``overlap`` says how often, ``sets_apart`` puts findings that meet too often into different sets,
+each thinned by itself; below the bound one cohort, hence one generator, serves them all. It is sound there because
+everyone withheld for any of them leaves every arm.
 
 Not promised: exactly ``level`` positives; a patient with several may not fit, so a few less can remain, never more.
 """
@@ -61,7 +61,8 @@ def room_of(frame: pd.DataFrame, findings: Sequence[str], *, level: int) -> dict
     Raises ``TailfillError`` for no finding, an unknown one, and one of which there is nothing to withhold.
     """
     if not findings or level < 0:
-        raise TailfillError(f"thinning {list(findings)} to {level}: wanted: one finding or more, and 0 or more positives")
+        raise TailfillError(f"thinning {list(findings)} to {level} positives: wanted: one finding or more, and 0 or "
+                            "more positives")
     rooms: dict[str, dict[str, int]] = {split: {} for split in THINNED}
     for finding in findings:
         if finding not in frame:
@@ -119,7 +120,8 @@ def thinning_rows(
             kept = positive & ~withheld
             rows.append({
                 "label": label, "group": groups[label], "thinned": label in findings, "split": split,
-                "n_before": int(positive.sum()), "n_kept": int(kept.sum()), "n_withheld": int((positive & withheld).sum()),
+                "n_before": int(positive.sum()), "n_kept": int(kept.sum()),
+                "n_withheld": int((positive & withheld).sum()),
                 "company_before": float(beside[positive].mean()) if positive.any() else np.nan,
                 "company_after": float(beside[kept].mean()) if kept.any() else np.nan,
             })

@@ -1,0 +1,196 @@
+"""The runs of a rehearsal as experiments: one configuration each, made from the experiment's own.
+
+A run differs from the experiment only in what a rehearsal is about: a thinned cohort, a seed of its own (plan, noise
+and training follow from it), one seed per arm, the rehearsal's arms, and a plan for the thinned findings. ``quick``
+trains heads on features of a frozen backbone and fine-tunes briefly.
+
+What a run needs beforehand and the experiment does not bring, an autoencoder with a generator, or a backbone, is learnt
+once for all runs, in ``RUN/rehearsal/base``: from the patients who have none of the thinned findings. Nobody whom any
+run may withhold is among them, whatever is drawn, so that sharing it is sound; that is checked after each run like
+everything else.
+
+Not promised: that a setting which fits the whole cohort fits a thinned one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from experiment import Step, list_steps
+from experiment_config import Experiment
+
+from classify.compare import CompareConfig, Endpoint
+from classify.rehearsal.choices import Cell
+from classify.rehearsal.settings import RehearsalConfig
+from cohort.config import Run
+from cohort.errors import TailfillError
+from cohort.tables import load_cohort
+from prompts.scarcity import find_scarce
+
+LEFT_OUT = ("prepare", "oracle", "external", "reconstruct", "rehearsal")
+"""Sections that a run does not have: its cohorts stand in its folder already."""
+HEAD_TRAINING = {"head_only": True, "init_seed": None, "steps": 400, "base_steps": 400, "lr": 1e-2, "base_lr": 1e-2}
+"""How ``quick`` trains where the experiment itself trains all weights (classify/learning/settings.py: a learning rate
+of .01 and 300 to 600 steps converge)."""
+QUICK_SHARE = 0.25
+"""Of ``finetune.steps`` in ``quick``; the runs start from a pipeline that knows radiographs."""
+FIRST_START = 2000
+"""Seed of the shared backbone where ``train.init_seed`` names none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """A checked command line: the experiment, and its rehearsal section."""
+
+    experiment: Experiment
+    section: RehearsalConfig
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The experiment's resolved configuration."""
+        return self.experiment.config
+
+    @property
+    def run(self) -> Run:
+        """The experiment's own run."""
+        return Run(**{f.name: self.config[f.name] for f in fields(Run) if f.name in self.config})
+
+    @property
+    def processes(self) -> int:
+        """Processes of the stages that share work."""
+        return self.experiment.processes
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it goes."""
+        return self.experiment.folder / "rehearsal"
+
+    @property
+    def base(self) -> Path:
+        """What all runs share."""
+        return self.folder / "base"
+
+    @property
+    def cohort_folder(self) -> Path:
+        """The cohort that is thinned."""
+        return self.run.cohort_folder
+
+    @property
+    def truth(self) -> Path | None:
+        """New patients of the actual tail, where the experiment has some."""
+        return self.experiment.folder / "oracle" if "oracle" in self.config else None
+
+    @property
+    def compare(self) -> CompareConfig:
+        """How arms are compared: draws, weights and metric are the experiment's."""
+        section = self.config["compare"]
+        return CompareConfig(n_draws=section["n_draws"], endpoint=Endpoint(**section["endpoint"]))
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the runs start from something that has to be learnt first."""
+        return "autoencoder" in self.config or self.needs_backbone
+
+    @property
+    def needs_backbone(self) -> bool:
+        """Whether heads are to be trained on a backbone that is not there."""
+        return self.section.quick and self.config["train"]["backbone"] is None
+
+    @property
+    def start_seed(self) -> int:
+        """The seed of the shared backbone."""
+        return int(self.config["train"]["init_seed"] or FIRST_START)
+
+    def seed_of(self, cell: Cell) -> int:
+        """A run's seed: the same at every level, so that levels are paired."""
+        return int(self.config["seed"]) + cell.seed
+
+
+def open_rehearsal(experiment: Experiment) -> Rehearsal:
+    """The rehearsal of a configuration; raises ``TailfillError`` where it has no such section."""
+    if "rehearsal" not in experiment.config:
+        raise TailfillError("the configuration has no section rehearsal; wanted: one, if only 'rehearsal: {}'")
+    section = experiment.config["rehearsal"]
+    names = ("findings", "levels", "arms")
+    rehearsal = Rehearsal(experiment=experiment, section=RehearsalConfig(
+        **{key: tuple(value) if key in names else value for key, value in section.items()}))
+    end = rehearsal.compare.endpoint
+    for role, arm in (("arm", end.arm), ("rival", end.rival)):
+        if arm not in rehearsal.section.arms:
+            raise TailfillError(f"compare.endpoint.{role} is '{arm}'; wanted: one of rehearsal.arms "
+                                f"({', '.join(rehearsal.section.arms)})")
+    return rehearsal
+
+
+def findings_of(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Every finding that some run thins, in the order of the sets."""
+    return tuple(dict.fromkeys(finding for cell in cells for finding in cell.findings))
+
+
+def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
+    """The configuration of one run, in plain types."""
+    section, config, folder = rehearsal.section, rehearsal.config, rehearsal.folder / cell.name
+    child = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    child |= {"run": str(folder), "cohort": str(folder / "cohort"), "seed": rehearsal.seed_of(cell), "n_seeds": 1,
+              "arms": list(section.arms), "tracker": "none"}
+    child["plan"] = plan_of(rehearsal, cell)
+    child["finetune"] = {**config["finetune"], "steps": finetune_steps(rehearsal)}
+    if "autoencoder" in child:
+        del child["autoencoder"]
+        child["finetune"]["pipeline"] = str(rehearsal.base / "generator" / "pipeline")
+    if section.quick:
+        child["train"] = {**config["train"], **({} if config["train"]["head_only"] else HEAD_TRAINING),
+                          "head_only": True, "init_seed": None}
+        if rehearsal.needs_backbone:
+            child["train"]["backbone"] = str(rehearsal.base / "train" / "real" / f"seed_{rehearsal.start_seed}")
+    child["expected_seconds"] = expected_seconds(config, child)
+    return child
+
+
+def finetune_steps(rehearsal: Rehearsal) -> int:
+    """Optimiser steps of a run's fine-tuning."""
+    given, whole = rehearsal.section.finetune_steps, int(rehearsal.config["finetune"]["steps"])
+    return given or (max(1, round(QUICK_SHARE * whole)) if rehearsal.section.quick else whole)
+
+
+def plan_of(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
+    """The plan of a run: images for the thinned findings, and for the actual tail where that can be checked."""
+    plan = rehearsal.config["plan"]
+    cohort = load_cohort(rehearsal.cohort_folder)
+    scarce = find_scarce(plan["scarce"], labels=cohort.labels, groups=cohort.groups, per_class=plan["per_class"])
+    wanted = [*cell.findings, *(scarce if rehearsal.truth else [])]
+    per_finding = rehearsal.section.images_per_finding
+    if per_finding is None and plan["total"] is not None:
+        per_finding = max(1, round(plan["total"] / len(scarce)))
+    total = plan["total"] if per_finding is None else per_finding * len(wanted)
+    return {**plan, "scarce": wanted, "per_class": {}, "total": total}
+
+
+def expected_seconds(config: dict[str, Any], child: dict[str, Any]) -> dict[str, float]:
+    """What the experiment expects of its stages, for a run: in proportion to steps and images."""
+    expected = dict(config["expected_seconds"])
+    images = (child["plan"]["total"] or 1) / (config["plan"]["total"] or child["plan"]["total"] or 1)
+    steps = child["finetune"]["steps"] / config["finetune"]["steps"]
+    ratios = {"finetune": steps, "generate": images, "filter": images}
+    return {stage: seconds * ratios.get(stage, 1.0) for stage, seconds in expected.items()}
+
+
+def base_config(rehearsal: Rehearsal) -> dict[str, Any]:
+    """The configuration of what all runs share, in plain types."""
+    config, folder = rehearsal.config, rehearsal.base
+    base = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    return base | {
+        "run": str(folder), "cohort": str(folder / "cohort"), "n_seeds": 1, "tracker": "none",
+        "train": {**config["train"], "head_only": False, "init_seed": rehearsal.start_seed},
+    }
+
+
+def steps_of(config: dict[str, Any], rehearsal: Rehearsal, *, base: bool = False) -> list[Step]:
+    """The stages of a run, in order; of the shared ``base`` those that somebody needs."""
+    steps = list(list_steps(config))
+    if not base:
+        return steps
+    kinds = (*(["autoencoder", "finetune"] if "autoencoder" in config else []),)
+    return [step for step in steps if step.stage in kinds or (
+        rehearsal.needs_backbone and step.stage == "train" and (step.arm, step.seed) == ("real", rehearsal.start_seed))]
