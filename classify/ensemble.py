@@ -14,58 +14,25 @@ Not promised: that the ensemble beats its best member. The report shows every me
 
 import logging
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 from classify.arm import check_arm
 from classify.ensembling.averaging import average_tables
 from classify.ensembling.folds import FOLD, join_folds
-from classify.predict import TABLE
+from classify.ensembling.models import TABLE, EnsembleConfig, ensemble_folder, model_folder, models_of
 from classify.train import train_folder
 from cohort.config import Run, parse
-from cohort.errors import TailfillError, run_command
-from cohort.pipeline import FOLDS, fold_seeds, member_names
+from cohort.errors import run_command
 from cohort.stage import Stage, verify
 from cohort.tables import load_cohort, predictions_schema, read_table, write_table
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnsembleConfig:
-    """Out-of-fold predictions beside the arms' own; the members of the arms stand in ``members``."""
-
-    folds: int = 0
-    """Folds of the train and validation patients, for predictions of all their images by models that have not learnt
-    from them: 2 to 20, or 0 for none. ``train.base_steps`` each, like a critic."""
-
-    def __post_init__(self) -> None:
-        if self.folds and self.folds not in FOLDS:
-            raise TailfillError(f"ensemble.folds is {self.folds}; wanted: 0 for none, or {FOLDS[0]} to {FOLDS[-1]}")
-
-
-def ensemble_folder(run: Run, arm: str, seed: int) -> Path:
-    """Where the predictions of an arm's ensemble stand."""
-    return run.folder / "ensemble" / arm / f"seed_{seed}"
-
-
-def models_of(run: Run, arm: str, seed: int) -> list[tuple[str, int]]:
-    """Name and seed of each model that is made one; raises ``TailfillError`` where there is nothing to make one."""
-    if arm == FOLD:
-        if seed % 1000:
-            raise TailfillError(f"arm 'fold': arm-seed is {seed}, a single fold; wanted: 1000 n for all of n folds")
-        return [(FOLD, one) for one in fold_seeds(seed // 1000)]
-    if not run.members:
-        raise TailfillError("members: the configuration has none, so there is nothing to average; wanted: two or more "
-                            "models, such as {r64: {image_size: 64}, r96: {image_size: 96}}, or arm 'fold'")
-    return [(name, seed) for name in member_names(arm, run.members)]
-
-
 def ensemble_stage(run: Run, *, arm: str, seed: int) -> Stage:
     """The stage of one arm and seed; raises ``TailfillError`` with the command to type when a model is missing."""
     inputs = {"cohort": run.cohort_folder}
     for name, one in models_of(run, arm, seed):
-        inputs[f"predict {name} seed {one}"] = run.folder / "predictions" / name / f"seed_{one}"
+        inputs[f"predict {name} seed {one}"] = model_folder(run, name, one)
     return Stage("ensemble", ensemble_folder(run, arm, seed), config={"arm": arm, "arm_seed": seed}, inputs=inputs)
 
 
@@ -77,7 +44,7 @@ def ensemble(run: Run, *, arm: str, seed: int) -> None:
         return
     cohort, models = load_cohort(run.cohort_folder), models_of(run, arm, seed)
     schema = predictions_schema(cohort.labels)
-    tables = [read_table(verify(run.folder / "predictions" / name / f"seed_{one}", "predict", TABLE), schema)
+    tables = [read_table(verify(model_folder(run, name, one), "predict", TABLE), schema)
               for name, one in models]
     joined = (join_folds(tables, cohort, seed=seed, folders=[train_folder(run, *model) for model in models])
               if arm == FOLD else average_tables(tables).assign(arm=arm))

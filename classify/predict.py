@@ -27,6 +27,7 @@ from classify.ensembling.averaging import average
 from classify.ensembling.distorted import copy_of
 from classify.ensembling.folds import FOLD, fold_images
 from classify.ensembling.members import split_name
+from classify.ensembling.models import TABLE, model_folder
 from classify.learning.features import load_features, logits_of_features
 from classify.learning.models import WEIGHTS, load_card, load_classifier, predict_logits
 from classify.train import train_folder
@@ -41,7 +42,6 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("val", "test")
 MOST_COPIES = 64
-TABLE = "predictions.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Task:
     def stage(self) -> Stage:
         """The stage; copies count only where there are several, so that one is what it always was."""
         copies = {"tta": self.config.tta, "seed": self.run.seed} if self.config.tta > 1 else {}
-        return Stage("predict", self.run.folder / "predictions" / self.arm / f"seed_{self.seed}",
+        return Stage("predict", model_folder(self.run, self.arm, self.seed),
                      config={"arm": self.arm, "arm_seed": self.seed, **copies},
                      inputs={"cohort": self.run.cohort_folder, "train": self.weights_folder})
 
