@@ -18,9 +18,10 @@ import yaml
 from classify.arm import check_arm, check_phases
 from classify.arms.rivals import ARMS
 from classify.compare import CompareConfig, registration
+from classify.ensembling.members import member_config
 from classify.learning.settings import TrainConfig
 from classify.learning.training import share_batch
-from cohort.config import Run, check_keys, load_yaml, resolve_paths
+from cohort.config import Run, check_keys, load_yaml, resolve_members, resolve_paths
 from cohort.errors import TailfillError, fail, nearest
 from cohort.pipeline import OPTIONAL, STAGES, read_stamp
 from cohort.stage import write_atomically
@@ -32,8 +33,8 @@ SCHEMAS = {
     "generate": "synth.generate:GenerateConfig", "filter": "synth.filter:FilterConfig",
     "fill": "synth.fill:FillConfig", "reconstruct": "synth.reconstruct:ReconstructConfig",
     "arm": "classify.arm:ArmConfig", "train": "classify.train:TrainConfig",
-    "predict": "classify.predict:PredictConfig", "compare": "classify.compare:CompareConfig",
-    "report": "classify.report:ReportConfig",
+    "predict": "classify.predict:PredictConfig", "ensemble": "classify.ensemble:EnsembleConfig",
+    "compare": "classify.compare:CompareConfig", "report": "classify.report:ReportConfig",
     "rehearsal": "classify.rehearsal.settings:RehearsalConfig",
 }
 FURTHER = ("oracle", "external")
@@ -84,8 +85,9 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     if built.processes < 1:
         raise TailfillError(f"--processes is {built.processes}; wanted: 1 or more")
     run = Run(**{f.name: built[f.name] for f in fields(Run)})
-    check_arms(run, built["compare"], built["train"], sections=content)
-    check_together(built, content, file)
+    for member in run.members or [""]:
+        check_arms(run, built["compare"], member_config(run, built["train"], member), sections=content)
+    check_together(run, built, content, file)
     plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
     return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
                       processes=built.processes, dry_run=built.dry_run)
@@ -100,6 +102,7 @@ def _import(place: str) -> type:
 def _resolve(content: dict[str, Any], schemas: dict[str, type], base: Path) -> dict[str, Any]:
     """``content`` with relative paths made absolute against ``base``, in every section."""
     top = {key: value for key, value in content.items() if key not in SCHEMAS}
+    top = resolve_members(top, schemas, base, where="config")
     return resolve_paths(top, Run, base) | {
         name: resolve_paths(content.get(name) or {}, schema, base) for name, schema in schemas.items()
     }
@@ -136,7 +139,7 @@ def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections
             raise TailfillError(f"compare.endpoint.{role} is '{arm}'; wanted: one of the arms {', '.join(run.arms)}")
 
 
-def check_together(built: Any, content: dict[str, Any], file: Path | None) -> None:
+def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | None) -> None:
     """Raise ``TailfillError`` for sections that are right for themselves but not together."""
     pipeline, start = built["finetune"].pipeline, built["train"].init_seed
     if pipeline is None and "autoencoder" not in content:
@@ -153,8 +156,11 @@ def check_together(built: Any, content: dict[str, Any], file: Path | None) -> No
                             "wanted: another seed, for a filter of its own")
     share_batch(built["finetune"].batch_size, built["finetune"].gradient_accumulation * built.processes,
                 key="finetune.batch_size")
-    for section in ("train", *(["autoencoder"] if "autoencoder" in content else [])):
-        share_batch(built[section].batch_size, built.processes, key=f"{section}.batch_size")
+    for member in ["", *run.members]:
+        train = member_config(run, built["train"], member)
+        share_batch(train.batch_size, train.gradient_accumulation * built.processes, key="train.batch_size")
+    if "autoencoder" in content:
+        share_batch(built["autoencoder"].batch_size, built.processes, key="autoencoder.batch_size")
 
 
 def fix_endpoint(experiment: Experiment) -> None:
