@@ -12,9 +12,11 @@ split and the endpoint's weights enter the comparison; the validation split give
     thresholds.parquet   the logit from which on F1 predicts a finding, its optimistic F1 on validation, and the
                          temperature of that training
     reliability.parquet  the calibration bins of each class
+    amounts.parquet      where arms have amounts: the dose-response, and the amount that validation chose
     recovered.parquet    where there is an oracle: the share of its gain that each arm recovers
     controls.parquet     where the cohort has negative controls: what each arm gained on them
-    subgroups.parquet    sex, age band and view: what each arm scores and misses there
+    subgroups.parquet    sex, age band and view: what the endpoint's arms score and miss there, and the difference
+    members.parquet      where models are made one: what each scores by itself, and the ensemble
     signatures.parquet   known ways in which a good number means little, looked for in each arm and class
 
 and the verdict in the stamp's ``extra``. If RUN/endpoint.json exists, endpoint, arms, seeds and margins must be those
@@ -35,9 +37,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from classify.arms.amounts import plain_arms
+from classify.comparison.amounts import amount_facts, amount_rows, amount_sentence, choose_amounts, shared_amounts
 from classify.comparison.controls import control_rows, control_sentence
 from classify.comparison.intervals import patient_draws
-from classify.verdict.looks import LOOKS, agrees_with, looks_sentence, read_looks, record_look
 from classify.comparison.measuring import (
     UNDER_200,
     Scored,
@@ -54,7 +57,11 @@ from classify.comparison.pairs import default_pairs, rivals_of, slot_rivals
 from classify.comparison.recovered import recovered_rows, recovered_sentence
 from classify.comparison.signatures import signature_rows, signature_sentence
 from classify.comparison.subgroups import subgroup_rows, subgroup_sentence
+from classify.ensembling.models import EnsembleConfig, compared_folders, single_folders
+from classify.ensembling.scores import model_scores
+from classify.ensembling.studies import pool_studies
 from classify.verdict.deciding import Case, judge, thin_classes
+from classify.verdict.looks import LOOKS, agrees_with, looks_sentence, read_looks, record_look
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.labels import CONTROL
@@ -104,6 +111,8 @@ class CompareConfig:
     """The primary endpoint."""
     margins: Margins = Margins()
     """Margins for the guards and for "no difference"."""
+    unit: str = "image"
+    """What is scored: image, or study, whose images' probabilities are averaged (``ensembling.studies``)."""
     pairs: list[tuple[str, str]] | None = None
     """(arm, rival) pairs; default: each arm against real and against its own rival (``comparison.pairs``), and the
     endpoint's arm against each other. The endpoint's pair is always compared."""
@@ -114,6 +123,8 @@ class CompareConfig:
             value = getattr(self.endpoint, key)
             if value not in values:
                 raise TailfillError(f"compare.endpoint.{key} is '{value}'; wanted: {', '.join(values)}")
+        if self.unit not in ("image", "study"):
+            raise TailfillError(f"compare.unit is '{self.unit}'; wanted: image, study")
         if self.endpoint.arm == self.endpoint.rival:
             raise TailfillError(f"compare.endpoint.rival is '{self.endpoint.rival}', the arm itself; wanted: another")
         for margin in fields(self.margins):
@@ -125,9 +136,9 @@ class CompareConfig:
 
 
 def registration(run: Run, config: CompareConfig) -> dict[str, Any]:
-    """What RUN/endpoint.json holds: endpoint, arms, n_seeds and margins, and the sha256 of these four."""
+    """What RUN/endpoint.json holds: endpoint, arms, n_seeds, margins, a unit other than image; and their sha256."""
     fixed = {"endpoint": asdict(config.endpoint), "arms": list(run.arms), "n_seeds": run.n_seeds,
-             "margins": asdict(config.margins)}
+             "margins": asdict(config.margins), **({"unit": config.unit} if config.unit != "image" else {})}
     return fixed | {"sha256": hash_bytes(json.dumps(fixed, sort_keys=True).encode())}
 
 
@@ -152,10 +163,9 @@ def pairs_of(run: Run, config: CompareConfig) -> list[tuple[str, str]]:
 
 def prediction_folders(run: Run) -> dict[tuple[str, int], Path]:
     """The folder of each arm and seed; raises ``TailfillError`` for the first that is not complete."""
-    folders = {(arm, seed): run.folder / "predictions" / arm / f"seed_{seed}"
-               for arm in run.arms for seed in range(run.n_seeds)}
+    folders = compared_folders(run)
     for folder in folders.values():
-        require(folder, "predict")
+        require(folder, "ensemble" if run.members else "predict")
     return folders
 
 
@@ -181,20 +191,36 @@ def decide_verdict(compared: Comparison, cohort: Cohort, config: CompareConfig, 
 
 def beside_the_endpoint(compared: Comparison, scored: dict[str, Scored], cohort: Cohort, run: Run,
                         config: CompareConfig, *, metrics: pd.DataFrame, draws: NDArray[np.uint16]) -> dict[str, Any]:
-    """What the verdict does not rest on, as far as the run has it: table name to (table, sentence)."""
-    end, slots, controls = config.endpoint, slot_rivals(run.arms), cohort.in_group(CONTROL)
-    subgroups = subgroup_rows(scored, cohort, run, weights=end.weights, draws=draws)
-    found: dict[str, tuple[pd.DataFrame, str]] = {"subgroups": (subgroups, subgroup_sentence(subgroups, arm=end.arm))}
+    """What the verdict does not rest on, as far as the run has it: table name to (table, sentence).
+
+    Arms at other amounts are in the dose-response alone.
+    """
+    end, controls = config.endpoint, cohort.in_group(CONTROL)
+    plain = plain_arms(run.arms, end.arm, end.rival)
+    slots = slot_rivals(plain)
+    subgroups = subgroup_rows(scored, cohort, run, pair=(end.arm, end.rival), weights=end.weights, draws=draws)
+    found: dict[str, tuple[pd.DataFrame, str]] = {
+        "subgroups": (subgroups, subgroup_sentence(subgroups, arm=end.arm, rival=end.rival))}
     if "oracle" in slots:
         table = recovered_rows(compared, slots)
         found["recovered"] = (table, recovered_sentence(table, arm=end.arm, label=end.group, metric=end.metric))
     if controls:
-        rivals = (slots or rivals_of(run.arms)) | {end.arm: end.rival}
+        rivals = (slots or rivals_of(plain)) | {end.arm: end.rival}
         table = control_rows(compared, rivals, controls=controls, metric=end.metric)
         found["controls"] = (table, control_sentence(table))
     gains = found["controls"][0] if controls else None
-    table = signature_rows(metrics, scored, cohort, weights=end.weights, controls=gains)
+    table = signature_rows(metrics[metrics["arm"].isin(plain)], scored, cohort, weights=end.weights, controls=gains)
     return found | {"signatures": (table, signature_sentence(table, arm=end.arm))}
+
+
+def dose_response(compared: Comparison, metrics: pd.DataFrame, config: CompareConfig,
+                  chosen: dict[str, float]) -> tuple[dict[str, Any], dict[str, tuple[pd.DataFrame, str]]]:
+    """What the stamp says of the ``chosen`` amounts, and the table with its sentence; both empty without amounts."""
+    end = asdict(config.endpoint)
+    if not shared_amounts(compared.source.arms, end):
+        return {}, {}
+    facts, table = amount_facts(compared, end, chosen), amount_rows(compared, metrics, end, chosen)
+    return facts, {"amounts": (table, amount_sentence(table, facts, end))}
 
 
 def write_tables(stage: Stage, scored: dict[str, Scored], cohort: Cohort, compared: Comparison,
@@ -216,8 +242,8 @@ def write_tables(stage: Stage, scored: dict[str, Scored], cohort: Cohort, compar
 
 def main() -> None:
     """Read all predictions, compare, judge, write."""
-    options = parse("compare", CompareConfig, doc=__doc__)
-    run, config = options.run, options.section
+    options = parse("compare", CompareConfig, doc=__doc__, beside={"ensemble": EnsembleConfig})
+    run, config, n_folds = options.run, options.section, options.beside["ensemble"].folds
     pairs = pairs_of(run, config)
     cohort = load_cohort(run.cohort_folder)
     file = run.folder / "endpoint.json"
@@ -227,7 +253,8 @@ def main() -> None:
         "compare", run.folder / "comparison",
         config={**asdict(config), "arms": run.arms, "n_seeds": run.n_seeds, "seed": run.seed},
         inputs={"cohort": run.cohort_folder, **({"endpoint": file} if preregistered else {}),
-                **{f"predict {arm} seed {seed}": folder for (arm, seed), folder in folders.items()}},
+                **{f"predict {arm} seed {seed}": folder
+                   for (arm, seed), folder in (folders | single_folders(run, n_folds)).items()}},
     )
     if options.dry_run:
         sys.stdout.write(stage.describe(pairs=pairs, preregistered=preregistered) + "\n")
@@ -239,19 +266,25 @@ def main() -> None:
     stage.begin()
     record_look(run.folder / LOOKS, fingerprint=stage.fingerprint, sha256=registration(run, config)["sha256"],
                 fixed_beforehand=preregistered)
+    images = cohort
+    if config.unit == "study":
+        scored, cohort = pool_studies(scored, cohort)
+    metrics = metric_rows(scored, cohort)
+    chosen = choose_amounts(metrics, run.arms, asdict(config.endpoint))  # by validation, before test is compared
     draws = patient_draws(scored["test"].n_patients, config.n_draws, np.random.default_rng(run.seed))
     values, resampled = resample(scored, cohort, run, weights=config.endpoint.weights, draws=draws)
     compared = compare_arms(values=values, resampled=resampled, scored=scored["test"], arms=run.arms, pairs=pairs,
                             labels=cohort.labels, groups=groups_of(cohort))
     verdict = decide_verdict(compared, cohort, config, n_seeds=run.n_seeds, preregistered=preregistered)
-    metrics = metric_rows(scored, cohort)
-    beside = beside_the_endpoint(compared, scored, cohort, run, config, metrics=metrics, draws=draws)
+    facts, doses = dose_response(compared, metrics, config, chosen)
+    beside = doses | beside_the_endpoint(compared, scored, cohort, run, config, metrics=metrics, draws=draws)
+    beside |= model_scores(run, images, metrics, asdict(config.endpoint), unit=config.unit, n_folds=n_folds)
     verdict |= {name: sentence for name, (_, sentence) in beside.items()}
     outputs = write_tables(stage, scored, cohort, compared, beside, metrics=metrics)
     null = int(pd.isna(compared.rows["ci_low"]).sum())
     stage.finish(outputs=outputs, counts={"rows": len(compared.rows), "with_interval": len(compared.rows) - null,
                                           "without_interval": null, "test_images": len(scored["test"].patients)},
-                 extra={"verdict": verdict, "preregistered": preregistered, "pairs": pairs,
+                 extra={"verdict": verdict, "preregistered": preregistered, "pairs": pairs, "amounts": facts,
                         "f1_threshold": "highest F1 on validation", "p": "Holm over classes; plain for groups"})
     said = [*verdict["sentences"], *(sentence for _, sentence in beside.values()),
             looks_sentence(read_looks(run.folder / LOOKS), stage.fingerprint)]

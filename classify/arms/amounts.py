@@ -11,7 +11,7 @@ Not promised: that so many images were kept. What is missing stays a repeat and 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ def split_amount(arm: str) -> tuple[str, float]:
     return (found["base"], float(found["amount"])) if found else (arm, 1.0)
 
 
-def plain_arms(arms: list[str] | tuple[str, ...], *also: str) -> list[str]:
+def plain_arms(arms: Sequence[str], *also: str) -> list[str]:
     """Those of ``arms`` that have no amount in their name or are among ``also``, in their order."""
     return [arm for arm in arms if arm in also or split_amount(arm)[0] == arm]
 

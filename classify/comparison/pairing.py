@@ -52,8 +52,8 @@ class Comparison:
     """Positive test images and patients of each class and group."""
     source: "Source"
 
-    def interval(self, *, arm: str, rival: str, label: str, metric: str) -> Interval:
-        """The interval of one delta."""
+    def interval(self, *, arm: str, rival: str | None, label: str, metric: str) -> Interval:
+        """The interval of one delta, or of the arm's own value where ``rival`` is None."""
         return self.source.interval(arm, rival, self.source.members[label], METRICS.index(metric))
 
     def over(self, labels: Sequence[str], *, arm: str, rival: str, metric: str) -> Interval:

@@ -6,8 +6,12 @@ Not promised: that a pair answers a question of its own; with every arm there ar
 
 from collections.abc import Sequence
 
+from classify.arms.amounts import plain_arms, split_amount
+from cohort.config import arm_at
+
 RIVALS = {
     "oversample": "real",
+    "crt": "real",
     "duplicate": "real",
     "duplicate-then-real": "real",
     "synthetic": "duplicate",
@@ -15,18 +19,21 @@ RIVALS = {
     "permuted": "duplicate",
     "external": "duplicate",
     "oracle": "duplicate",
+    "oracle-full": "duplicate",
     "duplicate-reconstructed": "duplicate",
     "oracle-reconstructed": "duplicate",
     "synthetic-then-real": "duplicate-then-real",
+    "diverse-to-specific": "duplicate",
 }
 """Arm -> the arm that it has to beat: for arms that put other images into the slots of repeated ones, those repeats."""
 
-NEW_REAL = ("oracle", "external")
+NEW_REAL = ("oracle", "oracle-full", "external")
 """Arms whose slots hold real images from outside the cohort; those of the others hold real or synthetic ones."""
 
 ABOUT = {
     "real": "the real images once each: plain training",
     "oversample": "images of rare findings repeated by frequency: the textbook remedy",
+    "crt": "plain training, then a new head alone on class-balanced images: is the head the problem?",
     "duplicate": "repeats of real tail images in the added slots: what costs nothing",
     "duplicate-then-real": "as duplicate, finished on the real images alone",
     "synthetic": "kept synthetic images in half of these slots: what has to prove itself",
@@ -34,16 +41,26 @@ ABOUT = {
     "permuted": "as synthetic, with the labels shuffled among its images: content, or noise that regularises?",
     "external": "real images of the generator's own pre-training site: could one train on those directly?",
     "oracle": "new real images in these slots: the most that better images could bring",
+    "oracle-full": "as oracle, and every new real image once beside the others: what having them all would bring",
     "duplicate-reconstructed": "as duplicate, through the generator's autoencoder: what its texture alone costs",
     "oracle-reconstructed": "as oracle, through that autoencoder: the ceiling of any generator around it",
     "synthetic-then-real": "as synthetic, finished on the real images alone",
+    "diverse-to-specific": "as unfiltered, finished on the kept images that the critic is surest of: a curriculum",
 }
 """Arm -> one line for a reader: what stands in it, and which question it answers."""
 
 
 def rivals_of(arms: Sequence[str]) -> dict[str, str]:
-    """Arm to its rival, for those of ``arms`` whose rival is there too, in their order."""
-    return {arm: RIVALS[arm] for arm in arms if RIVALS.get(arm) in arms}
+    """Arm to its rival, for those of ``arms`` whose rival is there too, in their order.
+
+    An arm at another amount has its rival at that amount: ``synthetic-2x`` has ``duplicate-2x``, which has ``real``.
+    """
+    found = {}
+    for arm in arms:
+        base, amount = split_amount(arm)
+        rival = RIVALS.get(base)
+        found[arm] = rival if rival in (None, "real") else arm_at(rival, amount)
+    return {arm: rival for arm, rival in found.items() if rival is not None and rival in arms}
 
 
 def slot_rivals(arms: Sequence[str]) -> dict[str, str]:
@@ -52,11 +69,15 @@ def slot_rivals(arms: Sequence[str]) -> dict[str, str]:
 
 
 def default_pairs(arms: Sequence[str], *, arm: str, rival: str) -> list[tuple[str, str]]:
-    """The (arm, rival) pairs of a comparison, the endpoint's first and none twice."""
+    """The (arm, rival) pairs of a comparison, the endpoint's first and none twice.
+
+    Arms at other amounts are compared with their own rivals only.
+    """
+    plain = plain_arms(arms, arm, rival)
     pairs = [
         (arm, rival),
-        *((other, "real") for other in arms if "real" in arms),
-        *((arm, other) for other in arms),
+        *((other, "real") for other in plain if "real" in arms),
+        *((arm, other) for other in plain),
         *rivals_of(arms).items(),
         *(("oracle", rival) for other in arms if other == "oracle"),
     ]
