@@ -8,7 +8,6 @@ Not promised: that a card's labels are those of the cohort at hand; ``Card.requi
 """
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from cohort.stage import write_atomically
 
 CARD = "card.json"
 WEIGHTS = ("raw", "ema")
-UNFIT = (OSError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError)
+UNFIT = (OSError, RuntimeError, ValueError, SafetensorError)
 """What a file of weights that is missing, damaged or of another model raises."""
 
 
@@ -99,8 +98,9 @@ def _create_pretrained(create: Callable[..., nn.Module], pretrained: bool | str)
     where = pretrained if isinstance(pretrained, str) else "train.pretrained"
     try:
         model, other = create(**options), create(**options)
-    except (*UNFIT, AttributeError) as error:
-        raise TailfillError(f"{where}: gives no weights of this model: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # hub, torch and timm raise a dozen types; all mean the same to the user
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TailfillError(f"{where}: gives no weights of this model: {words}") from error
     prefix, theirs = _classifier(model)[0] + ".", other.state_dict()
     lacking = [key for key, value in model.state_dict().items()
                if not key.startswith(prefix) and not torch.equal(value, theirs[key])]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from classify.learning.fitting import new_learner
@@ -15,6 +16,7 @@ from classify.learning.models import (
     save_card,
     save_weights,
 )
+from classify.learning.training import load_checkpoint
 from cohort.errors import TailfillError
 
 NAME = "test_convnext"
@@ -43,7 +45,7 @@ def test_nothing_is_fetched_unless_asked(monkeypatch):
 
     monkeypatch.setattr("timm.models._builder.load_pretrained", refuse)
     build_classifier(NAME, 2)
-    with pytest.raises(AssertionError, match="hub"):
+    with pytest.raises(TailfillError, match=r"train\.pretrained: gives no weights of this model: the hub was asked"):
         build_classifier(NAME, 2, pretrained=True)
 
 
@@ -126,4 +128,42 @@ def test_damaged_checkpoint_is_named(tmp_path, model):
     content = (tmp_path / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
     with pytest.raises(TailfillError, match=r"checkpoint\.pt"):
-        learner.load(tmp_path / "checkpoint.pt")
+        load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("head", ["linear", "csra"])
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_weights_for_three_channels_and_other_labels_from_a_file(tmp_path, kind, head):
+    """timm's own conversion: grey stands in all three channels, and the head is new."""
+    torch.manual_seed(3)
+    trained = timm.create_model(NAME, num_classes=7, in_chans=3).eval()
+    file = tmp_path / f"trained.{kind}"
+    if kind == "pth":
+        torch.save({"state_dict": trained.state_dict()}, file)
+    else:
+        save_weights(trained.state_dict(), file)
+    model, grey = build_classifier(NAME, 2, head=head, pretrained=str(file)).eval(), torch.rand(4, 1, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.forward_features(grey), trained.forward_features(grey.expand(-1, 3, -1, -1)),
+                                   atol=1e-5, rtol=1e-4)
+    assert model(grey).shape == (4, 2)
+
+
+def test_a_file_that_lacks_a_part_of_the_model_is_refused_rather_than_filled_at_random(tmp_path):
+    state = build_classifier(NAME, 2, in_chans=3).state_dict()
+    lost = next(key for key, value in state.items() if "stages" in key and value.ndim == 4)
+    save_weights({key: value for key, value in state.items() if key != lost}, tmp_path / "holes.safetensors")
+    with pytest.raises(TailfillError, match=f"lacks 1 tensors of this model, '{lost}'"):
+        build_classifier(NAME, 2, pretrained=str(tmp_path / "holes.safetensors"))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs", "other"])
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_a_file_that_is_none_of_this_model_is_named(tmp_path, content, kind):
+    file = tmp_path / f"weights.{kind}"
+    if content == "other":
+        save_weights(build_classifier("test_resnet", 2, in_chans=3).state_dict(), file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(TailfillError, match=f"weights.{kind}: "):
+        build_classifier(NAME, 2, pretrained=str(file))

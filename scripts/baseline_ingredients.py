@@ -1,0 +1,194 @@
+"""What each ingredient gives a baseline of real images alone: loss, sampler, resolution, head, initial weights.
+
+Synthetic images are worth what they add to the best that real ones can do, so that comes first. Every recipe is a run
+of the stages ``arm`` and ``train`` on one prepared cohort, with one seed, judged on the *validation* split alone: the
+test split is not read. The table gives mAP over all classes and AUROC of head, medium and tail with percentile
+intervals over 1,000 resamples of validation patients, and the paired difference in mAP from the first recipe.
+
+Not promised: an interval over seeds (there is one), or that a handful of validation positives in the tail can tell
+recipes apart. The best of many recipes looks better than it is.
+
+::
+
+    python scripts/baseline_ingredients.py --config configs/nih128.yaml --out runs/ingredients [--only NAME ...]
+
+Safe to run again: what is trained stays. ``--only`` takes beginnings of names. The ImageNet weights are those of the
+fidelity encoder (synth/measuring/encoders.py): a classifier that starts from them shares its origin with the encoder,
+and is no independent judge beside it.
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from classify.arm import ArmConfig, write_arm
+from classify.comparison.intervals import bootstrap, mean_over_classes, patient_draws
+from classify.comparison.measuring import groups_of
+from classify.comparison.metrics import METRICS, ClassMetrics
+from classify.learning.models import load_classifier, predict_logits, save_weights
+from classify.slots import label_matrix
+from cohort.config import Run
+from cohort.errors import TailfillError, run_command
+from cohort.pixels import load_images
+from cohort.stage import require, write_atomically
+from cohort.tables import Cohort, load_cohort
+from synth.measuring.encoders import load_lite0
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = {"mAP": ("AP", "all"), **{f"AUROC {group}": ("AUROC", group) for group in ("head", "medium", "tail")}}
+"""Column of the table to metric and group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One way to train; ``train`` holds what differs from ``COMMON``. ``{lite0}`` stands for ImageNet's weights."""
+
+    arm: str = "real"
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+COMMON: dict[str, Any] = {"init_seed": "null", "model": "convnext_femto", "image_size": 128, "steps": 600,
+                          "batch_size": 32, "lr": 1e-3, "precision": "bf16", "loss": "weighted_asl"}
+LITE0 = {"model": "tf_efficientnet_lite0", "pretrained": "{lite0}", "precision": "no"}
+FROZEN = LITE0 | {"head_only": "true", "lr": 0.01, "batch_size": 64}
+PHANTOM = {"model": "convnext_atto", "backbone": str(ROOT / "models" / "backbone")}
+
+RECIPES: dict[str, Recipe] = {
+    "frozen ImageNet, 128 px": Recipe(train=FROZEN),
+    "frozen ImageNet, 128 px, asl": Recipe(train=FROZEN | {"loss": "asl"}),
+    "frozen ImageNet, 128 px, bce": Recipe(train=FROZEN | {"loss": "bce"}),
+    "frozen ImageNet, 128 px, oversample": Recipe(arm="oversample", train=FROZEN),
+    "frozen ImageNet, 128 px, csra": Recipe(train=FROZEN | {"head": "csra"}),
+    "frozen ImageNet, 128 px, ml_decoder": Recipe(train=FROZEN | {"head": "ml_decoder", "lr": 3e-4}),
+    "frozen ImageNet, 64 px": Recipe(train=FROZEN | {"image_size": 64}),
+    "frozen ImageNet, 224 px": Recipe(train=FROZEN | {"image_size": 224}),
+    "frozen phantom, 128 px": Recipe(train=PHANTOM | {"head_only": "true", "lr": 0.01, "batch_size": 64}),
+    "whole from nothing, 128 px": Recipe(),
+    "whole from phantom, 128 px": Recipe(train=PHANTOM),
+    "whole from ImageNet, 128 px": Recipe(train=LITE0),
+}
+"""Name to recipe, the reference first."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="its section prepare makes the cohort")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs and of the table")
+    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of the recipes to run")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the training")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train keys set for every recipe")
+    parser.add_argument("--list", action="store_true", help="print the recipes, and do nothing")
+    return parser.parse_args(arguments)
+
+
+def call(module: str, *words: object) -> None:
+    """Run a command of this project in a process of its own; ``TailfillError`` when it fails."""
+    done = subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, check=False)
+    if done.returncode:
+        raise TailfillError(f"{module} ended with code {done.returncode}; its own words stand above")
+
+
+def train(recipe: Recipe, run: Run, config: Path, *, fixed: Mapping[str, str], lite0: Path) -> Path:
+    """The folder of the recipe's weights, trained unless they are there."""
+    write_arm(run, ArmConfig(), arm=recipe.arm, seed=0)
+    settings = COMMON | dict(recipe.train) | dict(fixed)
+    options = [f"--train.{key}={str(value).format(lite0=lite0)}" for key, value in settings.items()]
+    shared = [f"--{key}={getattr(run, key)}" for key in ("run", "cohort", "threads", "tracker", "n_seeds")]
+    call("classify.train", "--config", config.resolve(), *shared, *options, "--arm", recipe.arm, "--arm-seed", 0)
+    return run.folder / "train" / recipe.arm / "seed_0"
+
+
+def validation_logits(folder: Path, cohort: Cohort, cache: Path) -> np.ndarray:
+    """EMA logits of the validation images, float32 (n, n_labels), computed once."""
+    file = folder.parent.parent.parent / "validation.npy"
+    if not file.is_file():
+        model, card = load_classifier(folder)
+        card.require_labels(cohort.labels, where=folder)
+        images = load_images(cohort.image_paths(cohort.split("val")), card.image_size, cache)
+        partial = file.with_name(".validation.partial.npy")
+        np.save(partial, predict_logits(model, images, card))
+        partial.replace(file)
+    logits: np.ndarray = np.load(file)
+    return logits
+
+
+def measure(logits: np.ndarray, cohort: Cohort, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Column of the table to its values in each draw, float64 (n_draws,); the first draw is the set as it is."""
+    frame = cohort.split("val")
+    targets = label_matrix(frame, cohort.labels).astype(np.float64)
+    evaluators = [ClassMetrics(labels=targets[:, k], logits=logits[:, k].astype(np.float64))
+                  for k in range(len(cohort.labels))]
+    values = bootstrap(evaluators, patients=pd.factorize(frame["patient_id"])[0], draws=draws)
+    return {name: mean_over_classes(values[groups_of(cohort)[group], METRICS.index(metric)], axis=0)
+            for name, (metric, group) in COLUMNS.items()}
+
+
+def interval(values: np.ndarray) -> str:
+    """The first value, and between which 95 % of the others lie."""
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return f"{values[0]:.3f} ({low:.3f} to {high:.3f})"
+
+
+def table_of(measured: Mapping[str, dict[str, np.ndarray]], minutes: Mapping[str, float]) -> pd.DataFrame:
+    """One row per recipe: values, the difference of mAP from the first one, and minutes of training."""
+    first = next(iter(measured.values()))["mAP"]
+    return pd.DataFrame([{"recipe": name, **{column: interval(values[column]) for column in COLUMNS},
+                          "difference of mAP": interval(values["mAP"] - first), "minutes": round(minutes[name], 1)}
+                         for name, values in measured.items()])
+
+
+def run_recipes(options: argparse.Namespace) -> pd.DataFrame:
+    """Train what is left to train, and measure everything that was asked for."""
+    out = options.out.resolve()
+    cache, lite0 = out / "cache", out / "lite0.safetensors"
+    chosen = {name: recipe for name, recipe in RECIPES.items() if name.startswith(tuple(options.only))}
+    if not chosen:
+        raise TailfillError(f"--only {' '.join(options.only)}: no recipe's name begins so; see --list")
+    call("cohort.prepare", "--config", options.config.resolve(), f"--run={out}")
+    cohort = load_cohort(out / "cohort")
+    if not lite0.is_file():
+        save_weights(load_lite0().state_dict(), lite0)
+    rows = patient_draws(cohort.split("val")["patient_id"].nunique(), 1000, np.random.default_rng(0))
+    draws = np.concatenate([np.ones((len(rows), 1), dtype=np.uint16), rows], axis=1)
+    measured, minutes = {}, {}
+    for name, recipe in chosen.items():
+        run = Run(run=str(out / name.replace(", ", "_").replace(" ", "-")), cohort=str(out / "cohort"), n_seeds=1,
+                  threads=options.threads, tracker="none")
+        run.folder.mkdir(exist_ok=True)
+        cache.mkdir(exist_ok=True)
+        if not (run.folder / "cache").exists():
+            (run.folder / "cache").symlink_to(cache)
+        folder = train(recipe, run, options.config, fixed=dict(word.split("=", 1) for word in options.set), lite0=lite0)
+        minutes[name] = require(folder, "train")["seconds"] / 60
+        measured[name] = measure(validation_logits(folder, cohort, cache), cohort, draws)
+        log.info("%s: %s", name, {key: interval(value) for key, value in measured[name].items()})
+    return table_of(measured, minutes)
+
+
+def main() -> None:
+    """All recipes, or some of them."""
+    options = parse()
+    if options.list:
+        sys.stdout.write("\n".join(f"{name}: {recipe.arm}, {json.dumps(dict(recipe.train))}"
+                                   for name, recipe in RECIPES.items()) + "\n")
+        return
+    table = run_recipes(options)
+    write_atomically(options.out / "ingredients.csv", table.to_csv(index=False).encode())
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    sys.stdout.write("".join(f"| {' | '.join(cells)} |\n" for cells in lines))
+
+
+if __name__ == "__main__":
+    run_command(main)
