@@ -87,7 +87,7 @@ def check_phases(arm: str, *, phase_2_share: float, steps: int) -> None:
 def arm_stage(run: Run, config: ArmConfig, *, arm: str, seed: int) -> Stage:
     """The stage of one arm and seed; its fingerprint holds only what the arm's table depends on."""
     settings: dict[str, Any] = {key: asdict(config)[key] for key in ARMS[arm].settings}
-    settings |= {"seed": run.seed} if settings else {}
+    settings |= {"seed": run.seed} if settings or ARMS[arm].renews_head else {}  # where something is drawn
     settings |= {"n_seeds": run.n_seeds} if ARMS[arm].needs else {}
     return Stage("arm", arm_folder(run, arm, seed), config={"arm": arm, "arm_seed": seed, **settings},
                  inputs={"cohort": run.cohort_folder, **pool_folders(run, arm)})
@@ -101,6 +101,7 @@ def build_arm(
     slots = ARMS[arm].build(Draw(cohort=cohort, config=config, rng=np.random.default_rng([run.seed, seed]),
                                  frames=frames, seed=seed, n_seeds=run.n_seeds))
     slots["slot_id"], slots["repeat"] = np.arange(len(slots)), slots.groupby("image_id").cumcount()
+    slots["added"] = slots["kind"] != "real"  # of the layout: whatever fills a slot later changes its kind, not this
     named = (cohort.split(*ARMS[arm].splits), *frames.values())
     return slots, {"tail_seen": tail_seen(slots, cohort, named)}
 

@@ -2,15 +2,19 @@
 
 Every random choice is a function of (seed, step, place in the global batch) and nothing else, so a resumed run, or one
 on eight processes, sees the very batches of an uninterrupted one on one. Two arms with the same slots and the same seed
-meet the same slots at the same steps with the same distortions: only what stands in the slot differs.
+meet the same slots at the same steps with the same distortions: only what stands in the slot differs. The least real
+share of a batch does not break that: it is about the slots that were *added* to each real image once, not about what
+fills them, so a batch of `synthetic` and one of `duplicate` are corrected alike.
 
 Distortions are small, as positions differ between radiographs of one patient. There is no horizontal flip: the heart
 is on the left, a mirrored film is situs inversus, and the sides of findings (Hernia, Cardiomegaly) are information.
 Not promised: bit-equal pixels on another device type.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +30,7 @@ from cohort.tables import Cohort, cohort_schema, load_cohort, read_table, synthe
 
 ROTATION_DEGREES, TRANSLATION, SCALE = 7.0, 0.04, 0.08  # positioning on the detector; chosen to stay anatomical
 CONTRAST, BRIGHTNESS = 0.15, 0.08  # exposure and window; factor and offset on grey values of 0 to 1
-AUGMENT_STREAM = 1  # keeps the stream of distortions apart from the stream of orders
+AUGMENT_STREAM, BASE_STREAM = 1, 3  # apart from the stream of orders (0), and torch's own (2, see learning/fitting.py)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,8 @@ class Slots:
     """float32 (n_slots,): loss weight."""
     phase: np.ndarray
     """int64 (n_slots,): 1 or 2."""
+    added: np.ndarray
+    """bool (n_slots,): whether the slot was added for the balance of labels, beside each real image once."""
 
     def inputs(self, places: np.ndarray) -> np.ndarray:
         """The images, or features, of some slots: (len(places), ...), in the dtype and shape of ``images``."""
@@ -143,7 +149,7 @@ def load_slots(
     return Slots(
         images=[load_images(pool.paths(), size, cache, threads=threads) for pool in used], index=index,
         targets=targets[labelled], weights=ordered["loss_weight"].to_numpy(dtype=np.float32),
-        phase=ordered["phase"].to_numpy(dtype=np.int64),
+        phase=ordered["phase"].to_numpy(dtype=np.int64), added=ordered["added"].to_numpy(dtype=bool),
     )
 
 
@@ -153,26 +159,47 @@ def places_in_order(places: np.ndarray, *, seed: Sequence[int], start: int, coun
     position, end = start, start + count
     while position < end:
         epoch, offset = divmod(position, len(places))
-        order = np.random.default_rng([*seed, epoch]).permutation(len(places))
-        out.append(places[order[offset:offset + end - position]])
+        out.append(places[_order((*seed, epoch), len(places))[offset:offset + end - position]])
         position += len(out[-1])
     return np.concatenate(out)
 
 
+@lru_cache(maxsize=8)
+def _order(seed: tuple[int, ...], count: int) -> np.ndarray:
+    """One epoch's permutation; its steps follow one another, and a million places take 20 ms to shuffle."""
+    return np.random.default_rng(seed).permutation(count)
+
+
+def first_of_phase_2(steps: int, phase_2_share: float) -> int:
+    """The first of the last ``phase_2_share`` of the steps; ``steps`` where there is none."""
+    return steps - round(steps * phase_2_share)
+
+
 def step_places(
-    phase: np.ndarray, *, step: int, steps: int, batch_size: int, phase_2_share: float, seed: Sequence[int]
+    phase: np.ndarray, added: np.ndarray, *, step: int, steps: int, batch_size: int, phase_2_share: float,
+    min_real_share: float, seed: Sequence[int],
 ) -> np.ndarray:
     """The slots (their places in slot_id order) of a step's global batch, int64 (batch_size,).
 
     Where there are slots of phase 2, the last ``phase_2_share`` of the steps draws from them, and all steps before
-    from those of phase 1. Raises ``TailfillError`` when there are none of phase 1.
+    from those of phase 1. A batch with fewer than ``min_real_share`` (0 to 1) of slots that were not ``added`` has its
+    last added ones replaced by such; any other stays as it is, and so does a phase that has none. ``phase`` and
+    ``added`` are those of ``Slots``. Raises ``TailfillError`` when there are no slots of phase 1.
     """
-    first_of_2 = steps - round(steps * phase_2_share) if (phase == 2).any() else steps
+    first_of_2 = first_of_phase_2(steps, phase_2_share) if (phase == 2).any() else steps
     current, since = (1, 0) if step < first_of_2 else (2, first_of_2)
     places = np.flatnonzero(phase == current)
     if not len(places):
         raise TailfillError(f"arm: has no slots of phase {current}")
-    return places_in_order(places, seed=[*seed, 0, current], start=(step - since) * batch_size, count=batch_size)
+    batch = places_in_order(places, seed=[*seed, 0, current], start=(step - since) * batch_size, count=batch_size)
+    base, wanted = places[~added[places]], math.ceil(min_real_share * batch_size - 1e-9)  # .1 * 30 is above 3
+    at = np.flatnonzero(added[batch])
+    missing = wanted - (batch_size - len(at))
+    if missing > 0 and len(base):
+        # every step has a stretch of its own of this sequence, so that no step needs to know those before
+        batch[at[-missing:]] = places_in_order(base, seed=[*seed, BASE_STREAM, current],
+                                               start=(step - since) * wanted, count=missing)
+    return batch
 
 
 def distortions(n: int, *, step: int, seed: Sequence[int]) -> np.ndarray:

@@ -142,14 +142,15 @@ def fill_schema(labels: Sequence[str]) -> pa.DataFrameSchema:
 def arm_schema() -> pa.DataFrameSchema:
     """One row per training slot; duplicates, oversampling and schedules are all expressed here.
 
-    ``labels_from``: the image whose labels the slot has; null, or no such column: those of its own image.
+    ``labels_from``: the image whose labels the slot has; null, or no such column: those of its own image. ``added``:
+    whether the slot was added for the balance of labels, beside each real image once.
     """
     return pa.DataFrameSchema(
         {
             "slot_id": _number("int64", pa.Check.ge(0)), "image_id": _text(), "sample_id": _text(nullable=True),
             "labels_from": _text(nullable=True),
             "repeat": _number("int64", pa.Check.ge(0)), "loss_weight": _number("float64", pa.Check.gt(0)),
-            "phase": _number("int64", pa.Check.isin([1, 2])),
+            "phase": _number("int64", pa.Check.isin([1, 2])), "added": pa.Column("bool"),
         },
         strict=True, unique=["slot_id"], add_missing_columns=True, name="arm",
     )

@@ -72,4 +72,5 @@ class Dealer:
         found = known.iloc[pd.Index(known["image_id"]).get_indexer(pd.Index(table["image_id"]))]
         return Slots(images=[self.pools.features], index=found["row"].to_numpy(dtype=np.int64),
                      targets=label_matrix(found, cohort.labels), phase=table["phase"].to_numpy(dtype=np.int64),
+                     added=table["kind"].ne("real").to_numpy(),
                      weights=table["loss_weight"].to_numpy(dtype=np.float32))

@@ -197,7 +197,8 @@ def critic_logits(pools: Pools, cohort: int, settings: Settings) -> np.ndarray:
     train = pools.cohorts[cohort].split("train")
     targets = label_matrix(train, pools.labels)
     slots = Slots(images=[pools.features], index=train["row"].to_numpy(dtype=np.int64), targets=targets,
-                  weights=np.ones(len(train), dtype=np.float32), phase=np.ones(len(train), dtype=np.int64))
+                  weights=np.ones(len(train), dtype=np.float32), phase=np.ones(len(train), dtype=np.int64),
+                  added=np.zeros(len(train), dtype=bool))
     tasks = [Task(slots=slots, shares=prevalence(targets), seed=(settings.seed, cohort, seed)) for seed in CRITIC_SEEDS]
     recipe = replace(settings.recipe, steps=2 * settings.steps)
     weights, biases = train_heads(torch.from_numpy(pools.features), tasks, recipe)

@@ -68,7 +68,7 @@ def test_heads_side_by_side_are_the_training_loops_own(tmp_path):
     for seed, n in enumerate((40, 55, 70)):
         index = rng.integers(0, 120, n)
         slots = Slots(images=[features], index=index, targets=targets[index], phase=np.ones(n, dtype=np.int64),
-                      weights=rng.uniform(0.3, 1, n).astype(np.float32))
+                      added=np.zeros(n, dtype=bool), weights=rng.uniform(0.3, 1, n).astype(np.float32))
         tasks.append(Task(slots=slots, shares=prevalence(targets[:n]), seed=(5, seed)))
     weights, biases = train_heads(torch.from_numpy(features), tasks, recipe)
     for task, weight, bias in zip(tasks, weights, biases, strict=True):

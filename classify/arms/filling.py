@@ -12,8 +12,11 @@ from scipy.optimize import linear_sum_assignment
 
 from classify.arms.layout import NEGATIVE, ArmConfig
 from classify.slots import label_matrix
+from cohort.errors import TailfillError
 from cohort.tables import Cohort
 
+SUREST_BY = "label_agreement"
+"""The rule whose margin says how sure the critics are that an image shows what was asked for, and nothing else."""
 WEAK = 0.5  # what a wrong view or source costs beside 1 per wrong label: it decides between equals only
 
 
@@ -60,6 +63,19 @@ def fill_slots(slots: pd.DataFrame, kept: pd.DataFrame, config: ArmConfig) -> pd
     filled.loc[rows, "loss_weight"] = config.synthetic_loss_weight
     filled.loc[rows, "kind"] = np.where(slots.loc[rows, "charged_to"] == NEGATIVE, "synthetic_negative", "synthetic")
     return filled
+
+
+def surer_half(made: pd.DataFrame) -> pd.DataFrame:
+    """Of each ``charged_to`` the half, rounded up, of the kept images that passed ``SUREST_BY`` by most.
+
+    A null margin, *not judged*, comes after all others. Raises ``TailfillError`` where the filter had no such rule.
+    """
+    if SUREST_BY not in made.columns:
+        raise TailfillError(f"filter: synthetic.parquet has no column {SUREST_BY}, by which an arm chooses images; "
+                            "wanted: that rule in filter.rules")
+    kept = made[made["keep"]].sort_values([SUREST_BY, "sample_id"], ascending=[False, True], na_position="last")
+    groups = kept.groupby("charged_to")["sample_id"]
+    return kept[2 * groups.cumcount() < groups.transform("size")]
 
 
 def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -83,6 +83,23 @@ def tail_slots(cohort: Cohort, config: ArmConfig, rng: np.random.Generator) -> p
     return pd.concat([positives, negatives], ignore_index=True)
 
 
+def balanced_slots(cohort: Cohort, rng: np.random.Generator) -> pd.DataFrame:
+    """About as many slots as real training images, an equal number for each label, filled with its positives.
+
+    Class-balanced sampling (Kang et al. 2020, 1910.09217, equation 1 with q = 0) where images have several labels: a
+    label uniformly, then one of its positives uniformly, so that an image's share is the sum of 1 / n_k over its labels
+    (Wu et al. 2020, 2007.09654, section 3.1). Here they are dealt, not drawn: those of a label come up equally often but
+    for one. Images that are positive for nothing stand for one label more, or no head would meet them; a label
+    without a positive has no slots.
+    """
+    train = cohort.split("train")
+    positive = label_matrix(train, cohort.labels) == 1
+    members = [np.flatnonzero(column) for column in [*positive.T, ~positive.any(axis=1)] if column.any()]
+    count = math.ceil(len(train) / len(members))
+    rows = np.concatenate([np.resize(rng.permutation(images), count) for images in members])
+    return real_slots(train["image_id"].to_numpy()[rows], "duplicate")
+
+
 def _negatives(
     train: pd.DataFrame, targets: np.ndarray, sources: np.ndarray, cohort: Cohort, rng: np.random.Generator
 ) -> np.ndarray:

@@ -18,14 +18,15 @@ reaches; what is missing is counted as unfilled.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from classify.arms.amounts import WithAmounts
-from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots
-from classify.arms.layout import NEGATIVE, ArmConfig, real_slots, tail_slots
+from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots, surer_half
+from classify.arms.layout import NEGATIVE, ArmConfig, balanced_slots, real_slots, tail_slots
 from classify.slots import label_matrix, prevalence
 from cohort.splits import deal_folds
 from cohort.tables import RECONSTRUCTED, Cohort
@@ -154,6 +155,27 @@ def then_real(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame
     return pd.concat([first(draw), real(draw).assign(phase=2)], ignore_index=True)
 
 
+def crt(draw: Draw) -> pd.DataFrame:
+    """Classifier re-training (Kang et al. 2020, 1910.09217, section 4.1): ``real``, then balanced slots for a new head.
+
+    No balance touches the backbone, which learns best without (their finding); it is the head that is biased.
+    """
+    return pd.concat([real(draw), balanced_slots(draw.cohort, draw.rng).assign(phase=2)], ignore_index=True)
+
+
+def diverse_to_specific(draw: Draw) -> pd.DataFrame:
+    """The slots of ``unfiltered``, and for the second phase those of ``synthetic`` with the surer half of what is kept.
+
+    From diverse images to specific ones, as the curriculum of Liang et al. (ICCV 2025, 2410.13674) goes; what orders
+    them there is the guidance by a real image, here how sure the critics are. Both phases have the layout of
+    ``duplicate``, and draw on the same images, so that none serves two seeds.
+    """
+    made = draw.deal(draw.frames["filter"], "label_source_id", "sample_id")
+    diverse = replace(draw, frames={"filter": made}, seed=0, n_seeds=1)
+    specific = replace(diverse, frames={"filter": surer_half(made)}, rng=deepcopy(draw.rng))
+    return pd.concat([unfiltered(diverse), synthetic(specific).assign(phase=2)], ignore_index=True)
+
+
 def _with_synthetic(slots: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     made = draw.frames["filter"]
     return fill_slots(slots, draw.deal(made[made["keep"]], "label_source_id", "sample_id"), draw.config)
@@ -184,6 +206,7 @@ ARMS: Mapping[str, Arm] = WithAmounts({
     "real": Arm(build=real),
     "fold": Arm(build=fold, splits=("train", "val")),
     "oversample": Arm(build=oversample, settings=("oversample_threshold",)),
+    "crt": Arm(build=crt, has_phase_2=True, renews_head=True),
     "duplicate": Arm(build=duplicate, settings=LAYOUT),
     "synthetic": Arm(build=synthetic, settings=FILLED, needs=("filter",)),
     "unfiltered": Arm(build=unfiltered, settings=FILLED, needs=("filter",)),
@@ -198,4 +221,5 @@ ARMS: Mapping[str, Arm] = WithAmounts({
     "synthetic-then-real": Arm(build=lambda draw: then_real(draw, synthetic), settings=FILLED, needs=("filter",),
                                has_phase_2=True),
     "duplicate-then-real": Arm(build=lambda draw: then_real(draw, duplicate), settings=LAYOUT, has_phase_2=True),
+    "diverse-to-specific": Arm(build=diverse_to_specific, settings=FILLED, needs=("filter",), has_phase_2=True),
 })

@@ -47,6 +47,15 @@ def check_precision(precision: str, *, key: str) -> None:
         raise TailfillError(f"{key} is '{precision}'; wanted: no or bf16")
 
 
+def probe_compiler(device: torch.device) -> str | None:
+    """None when a compiled function runs on ``device``, else why it does not."""
+    try:
+        torch.compile(lambda x: torch.nn.functional.silu(x) + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # the compiler's errors have no class in common
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
 def share_batch(batch_size: int, parts: int, *, key: str) -> int:
     """Images of a batch for each of ``parts`` passes; raises ``TailfillError`` when they do not come out even."""
     if batch_size % parts:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from classify.learning.training import probe_compiler
 from cohort.errors import TailfillError
 
 PRECISIONS: dict[str, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,15 +59,6 @@ def compile_regions(model: torch.nn.Module, device: torch.device, *, backend: st
     for block in blocks:
         block.compile(dynamic=False, backend=backend)
     return len(blocks)
-
-
-def probe_compiler(device: torch.device) -> str | None:
-    """None when a compiled function runs on ``device``, else why it does not."""
-    try:
-        torch.compile(lambda x: torch.nn.functional.silu(x) + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # the compiler's errors have no class in common
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return None
 
 
 def remember_text(model: torch.nn.Module) -> None:

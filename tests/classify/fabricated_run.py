@@ -170,7 +170,8 @@ def build_arms(folder: Path, labels: dict[str, str], rng: np.random.Generator, a
             stage = Stage("arm", folder / "arms" / arm / f"seed_{seed}", config={"arm": arm, "seed": seed}, inputs={})
             stage.begin()
             write_table(pd.DataFrame({"slot_id": range(4), "image_id": "r001", "sample_id": None, "repeat": 0,
-                                      "loss_weight": 1.0, "phase": 1}), stage.folder / "arm.parquet", arm_schema())
+                                      "loss_weight": 1.0, "phase": 1, "added": False}),
+                        stage.folder / "arm.parquet", arm_schema())
             made = int(arm == "synthetic")
             seen = {label: {"slots": 40, "synthetic": 20 * made, "weight": 40 - 14.0 * made} for label in tail}
             stage.finish(outputs=["arm.parquet"], counts={"slots": 1200, "synthetic": 60 * made, "unfilled": 20 * made},

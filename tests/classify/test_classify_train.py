@@ -18,7 +18,7 @@ from classify.arm import ArmConfig, write_arm
 from classify.learning import fitting
 from classify.learning.fitting import Learner, Recipe, learning_rate
 from classify.learning.settings import TrainConfig
-from classify.slots import distort, distortions, grey_statistics, places_in_order, prevalence, step_places
+from classify.slots import distort, distortions, grey_statistics, prevalence
 from classify.train import Job, train
 from cohort.config import Run
 from cohort.errors import TailfillError
@@ -186,31 +186,6 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert rates[10] == rates.max() == 2.0
     assert (np.diff(rates[10:]) < 0).all()
     assert 0 < rates[-1] < 0.002
-
-
-def test_each_epoch_visits_each_slot_once_wherever_it_is_cut():
-    places = np.array([3, 5, 8, 13, 21])
-    whole = places_in_order(places, seed=(0, 1), start=0, count=20)
-    for epoch in range(4):
-        assert sorted(whole[5 * epoch: 5 * epoch + 5]) == list(places)
-    cut = np.concatenate([places_in_order(places, seed=(0, 1), start=start, count=4) for start in range(0, 20, 4)])
-    np.testing.assert_array_equal(cut, whole)
-
-
-def test_phases():
-    phase = np.array([1, 1, 2, 1, 2])
-
-    def used(step, share):
-        return set(step_places(phase, step=step, steps=10, batch_size=8, phase_2_share=share, seed=(0,)))
-
-    assert used(6, 0.3) <= {0, 1, 3}
-    assert used(7, 0.3) <= {2, 4}
-    assert used(9, 0.0) <= {0, 1, 3}
-    for step in range(10):  # an arm without a second phase does not know of it
-        np.testing.assert_array_equal(*(step_places(phase[:2], step=step, steps=10, batch_size=8, phase_2_share=share,
-                                                    seed=(0,)) for share in (0.3, 0.0)))
-    with pytest.raises(TailfillError, match="no slots of phase 1"):
-        step_places(phase[[2]], step=0, steps=10, batch_size=8, phase_2_share=0.3, seed=(0,))
 
 
 def test_distortions_are_small_reproducible_and_none_at_zero():

@@ -99,15 +99,16 @@ def write_synthetic(run: Path, cohort: Cohort, *, per_source: int = 3, dropped: 
     frame["image_id"] = frame["patient_id"] = "synthetic:" + frame["sample_id"]
     frame["path"] = frame["sample_id"] + ".png"
     frame = frame.assign(root="synthetic", study_id=None, age=50.0, sex="F", split="train", round=0, score=1.0,
+                         label_agreement=np.where(rng.random(len(frame)) < 0.2, np.nan, rng.normal(size=len(frame))),
                          reason=np.where(frame["keep"], None, "score"))
     (run / "images").mkdir(parents=True, exist_ok=True)
     for path in frame["path"]:
         Image.fromarray(rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8)).save(run / "images" / path)
-    schema = synthetic_schema(LABELS, ["score"])
+    schema = synthetic_schema(LABELS, ["score", "label_agreement"])
     stage = Stage("filter", run / "synthetic", config={}, inputs={})
     stage.begin()
     write_table(frame[list(schema.columns)], stage.folder / "synthetic.parquet", schema)
     write_patients(stage.folder, ["generator-patient"], salt=cohort.salt)
     stage.finish(outputs=["synthetic.parquet", "patients.parquet"], counts={"made": len(frame)}, extra={
-        "rules": ["score"], "roots": {"synthetic": str(run / "images")}})
+        "rules": ["score", "label_agreement"], "roots": {"synthetic": str(run / "images")}})
     return frame

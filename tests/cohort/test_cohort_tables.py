@@ -83,7 +83,8 @@ def test_what_is_no_table_is_named(tmp_path: Path) -> None:
 
 
 def test_other_tables_hold_to_their_rules() -> None:
-    slot = {"slot_id": 0, "image_id": "i", "sample_id": None, "repeat": 0, "loss_weight": 1.0, "phase": 1}
+    slot = {"slot_id": 0, "image_id": "i", "sample_id": None, "repeat": 0, "loss_weight": 1.0, "phase": 1,
+            "added": False}
     check_table(pd.DataFrame([slot, slot | {"slot_id": 1, "repeat": 1}]), arm_schema(), where="arm")
     for change in ({"loss_weight": 0.0}, {"phase": 3}, {"repeat": -1}):
         with pytest.raises(TailfillError, match=next(iter(change))):
