@@ -4,9 +4,9 @@
 
     python scripts/export_models.py
 
-Reads ``runs/phantom_generator``, ``runs/phantom_generator_more`` and ``runs/phantom_backbone``, which
-``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a picture is below one
-grey value.
+Reads the runs ``phantom_generator``, ``phantom_generator_more``, ``phantom_generator_scarce`` and ``phantom_backbone``
+in ``runs``, which ``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a
+picture is below one grey value.
 """
 
 import json
@@ -29,6 +29,8 @@ from cohort.stage import write_atomically
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("phantom_generator", "phantom_generator_more", "phantom_generator_scarce")
+"""The runs in which the generator is trained, one after the other."""
 LIMIT_BYTES = 16_000_000
 """Largest size of the generator: what a repository can carry without anybody noticing."""
 
@@ -36,14 +38,14 @@ GENERATOR_CARD = """# A small generator of phantom radiographs
 
 A text-to-image pipeline in Stable Diffusion's layout (autoencoder, U-Net, CLIP text encoder, tokenizer; diffusers,
 safetensors, float16) for grey images of 128 x 128 pixels. It was trained from nothing on {images} procedural
-radiographs of the phantom's site B, a referral centre (`python -m cohort.prepare phantom --site B`): no patient's image
-was used, and nothing can be memorised that is not already public in this repository.
+radiographs of the phantom's site B, a referral centre (`python -m cohort.prepare phantom --site B`), the last of them
+with scarce findings or none at all: no patient's image was used, and nothing can be memorised that is not already
+public in this repository.
 
 - **For**: the demo and the calibration of Tailfill, as the model that another hospital has shared. Prompts are those of
   `prompts/phrases.py`, for instance "Frontal chest radiograph of a 60-year-old man. Pneumoperitoneum."
 - **Not for**: anything to do with patients.
-- **Made by**: `scripts/make_models.sh`: configurations `configs/phantom_generator.yaml` (commit {first_commit}) and
-  `configs/phantom_generator_more.yaml` (commit {commit}).
+- **Made by**: `scripts/make_models.sh`, with the configurations {made_by}.
 - **Training**: autoencoder {ae_steps:,} steps in {ae_minutes:.0f} minutes; U-Net and text encoder {steps} steps of
   {batch} images in {minutes} minutes, on two CPU cores beside other work.
 - **Measured** on validation patients: autoencoder {psnr:.1f} dB ({psnr_images} images); denoising {loss}.
@@ -80,8 +82,9 @@ def made_by(stamp: dict[str, Any]) -> str:
 
 
 def in_words(numbers: Sequence[float]) -> str:
-    """``1,200 and 3,400``."""
-    return " and ".join(f"{number:,.0f}" for number in numbers)
+    """``1,200, 3,400 and 500``."""
+    *others, last = [f"{number:,.0f}" for number in numbers]
+    return " and ".join(filter(None, (", ".join(others), last)))
 
 
 def forget_origin(folder: Path) -> None:
@@ -92,15 +95,14 @@ def forget_origin(folder: Path) -> None:
             write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def export_generator(first: Path, second: Path, target: Path) -> int:
+def export_generator(runs: Sequence[Path], target: Path) -> int:
     """Write the pipeline and its card; returns its size in bytes. Raises ``TailfillError`` above ``LIMIT_BYTES``.
 
-    ``first`` and ``second`` are the runs of the two halves of its training, ``target`` the folder to write.
+    ``runs`` are those of the parts of its training in order, ``target`` is the folder to write.
     """
-    encoded = stamp_of(first / "autoencoder", "autoencoder")
-    halves = [stamp_of(run / "generator", "finetune") for run in (first, second)]
-    run, trained = second, halves[1]
-    pipeline = StableDiffusionPipeline.from_pretrained(run / "generator" / "pipeline", torch_dtype=torch.float16)
+    encoded = stamp_of(runs[0] / "autoencoder", "autoencoder")
+    parts = [stamp_of(run / "generator", "finetune") for run in runs]
+    pipeline = StableDiffusionPipeline.from_pretrained(runs[-1] / "generator" / "pipeline", torch_dtype=torch.float16)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
@@ -108,18 +110,20 @@ def export_generator(first: Path, second: Path, target: Path) -> int:
     size = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     if size > LIMIT_BYTES:
         raise TailfillError(f"{partial}: {size:,} bytes; wanted: {LIMIT_BYTES:,} at most")
-    parts = (pipeline.vae, pipeline.unet, pipeline.text_encoder)
-    history = pd.read_parquet(run / "generator" / "history.parquet").filter(like="val_")
+    networks = (pipeline.vae, pipeline.unet, pipeline.text_encoder)
+    history = pd.read_parquet(runs[-1] / "generator" / "history.parquet").filter(like="val_")
     last = history.dropna(subset="val_loss").tail(1).melt().dropna()  # a group without images has no loss
     losses = ", ".join(f"{key.removeprefix('val_')} {loss:.4f}" for key, loss in
                        zip(last["variable"], last["value"], strict=True))
     card = GENERATOR_CARD.format(
-        images=in_words([half["counts"]["train_images"] for half in halves]), first_commit=made_by(halves[0]),
-        commit=made_by(trained), psnr=encoded["extra"]["psnr_db"], psnr_images=encoded["extra"]["psnr_images"],
-        ae_steps=encoded["config"]["steps"], ae_minutes=encoded["seconds"] / 60,
-        steps=in_words([half["config"]["steps"] for half in halves]), batch=trained["config"]["batch_size"],
-        minutes=in_words([half["seconds"] / 60 for half in halves]), loss=losses or "loss not recorded",
-        parameters=sum(p.numel() for part in parts for p in part.parameters()) / 1e6,
+        images=in_words([part["counts"]["train_images"] for part in parts]), psnr=encoded["extra"]["psnr_db"],
+        psnr_images=encoded["extra"]["psnr_images"], ae_steps=encoded["config"]["steps"],
+        ae_minutes=encoded["seconds"] / 60, steps=in_words([part["config"]["steps"] for part in parts]),
+        batch=parts[-1]["config"]["batch_size"], minutes=in_words([part["seconds"] / 60 for part in parts]),
+        made_by=", ".join(f"`configs/{run.name}.yaml` (commit {made_by(part)})"
+                          for run, part in zip(runs, parts, strict=True)),
+        loss=losses or "loss not recorded",
+        parameters=sum(p.numel() for network in networks for p in network.parameters()) / 1e6,
     )
     write_atomically(partial / "README.md", card.encode())
     shutil.rmtree(target, ignore_errors=True)
@@ -148,8 +152,7 @@ def main() -> None:
     """Export both."""
     runs, models = ROOT / "runs", ROOT / "models"
     for name, size in (
-        ("generator", export_generator(runs / "phantom_generator", runs / "phantom_generator_more",
-                                       models / "generator")),
+        ("generator", export_generator([runs / name for name in PARTS], models / "generator")),
         ("backbone", export_backbone(runs / "phantom_backbone" / "train" / "real" / "seed_2000", models / "backbone")),
     ):
         log.info("models/%s: %.1f MB", name, size / 1e6)
