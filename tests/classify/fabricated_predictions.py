@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ class Fake:
 
     def predictions(self, arm: str, seed: int, *, gain: float = 0.0) -> pd.DataFrame:
         """Logits that know a little of the labels, and ``gain`` more of the tail; raw and ema."""
-        rng = np.random.default_rng([ARMS.index(arm), seed])
+        rng = np.random.default_rng([ARMS.index(arm) if arm in ARMS else crc32(arm.encode()), seed])
         truth = self.frame[LABELS].to_numpy(dtype=float, na_value=0.0)
         parts = []
         for weights in ("raw", "ema"):
