@@ -70,20 +70,6 @@ def read_grey(path: Path, size: int) -> np.ndarray:
     return np.clip(np.rint(np.asarray(image)), 0, 255).astype(np.uint8)
 
 
-def find_unreadable(paths: Sequence[Path], *, threads: int) -> dict[int, str]:
-    """Decode every file; position to reason for those that cannot be read."""
-    def problem(path: Path) -> str | None:
-        try:
-            open_grey(path)
-        except TailfillError as error:
-            return str(error).removeprefix(f"{path}: ")
-        return None
-
-    with ThreadPoolExecutor(threads) as pool:
-        found = tqdm(pool.map(problem, paths), total=len(paths), desc="decode", unit="image", mininterval=1.0)
-        return {position: reason for position, reason in enumerate(found) if reason is not None}
-
-
 def load_images(paths: Sequence[Path], size: int, cache: Path | None, *, threads: int = 2) -> np.ndarray:
     """All images as (n, size, size) uint8, in the order of ``paths``.
 

@@ -41,7 +41,7 @@ def read(config: PhantomConfig, root: Path) -> SourceTable:
                             "or smaller val_share and test_share")
     space = LabelSpace(name="phantom", labels=config.labels)
     frame = to_frame({line: _record(case, config) for line, case in enumerate(cases)}, space)
-    return SourceTable(file=root, space=space, frame=frame, n_read=len(frame), patient_ids="given", bad=[],
+    return SourceTable(files=[root], space=space, frame=frame, n_read=len(frame), patient_ids="given",
                        groups=config.groups, about=describe(config),
                        write_images=partial(write_images, [case.exam for case in cases], root, config.size))
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from cohort.errors import TailfillError
-from cohort.pixels import find_unreadable, load_images, read_grey
+from cohort.pixels import load_images, read_grey
+from cohort.preparing.decoding import find_unreadable
 
 SIZE = 16
 

@@ -1,0 +1,1 @@
+"""How a cohort is prepared, whatever dataset it comes from."""

@@ -1,0 +1,76 @@
+"""Sex and age of MIMIC's patients, joined from MIMIC-IV by the patient's id.
+
+MIMIC-IV shifts all dates of a patient by one secret amount and gives ``anchor_age`` in ``anchor_year``. The age at a
+study is therefore anchor_age + (year of the study - anchor_year), exact to a year, where MIMIC-CXR-JPG's metadata table
+dates the study. Without it the anchor age is taken, which may be years off, and the stamp says so. Ages above 89 are
+all written as 91 by MIMIC-IV.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from cohort.errors import TailfillError
+from cohort.preparing.people import OLDEST, parse_age, parse_id, parse_sex
+from cohort.sources.rows import read_rows
+
+log = logging.getLogger(__name__)
+
+
+def join_people(frame: pd.DataFrame, patients: Path, metadata: Path | None) -> tuple[pd.DataFrame, dict[str, object]]:
+    """``frame`` with sex and age, and what the stamp is to say; raises ``TailfillError`` when no patient is found."""
+    people = read_people(patients)
+    found = people.reindex(frame["patient_id"].to_numpy()).set_axis(frame.index)
+    if found["sex"].isna().all():
+        raise TailfillError(f"{patients}: knows none of the {frame['patient_id'].nunique():,} patients")
+    age, meaning = found["anchor_age"], "of the patient's anchor year, not of the study"
+    if metadata is not None:
+        years = read_years(metadata).reindex(frame["image_id"].to_numpy()).set_axis(frame.index)
+        age, meaning = age + years - found["anchor_year"], "of the year of the study"
+    lost = age.notna() & ~age.between(0, OLDEST)
+    about = {"age": meaning, "without_people": int(found["sex"].isna().sum()), "implausible_ages": int(lost.sum())}
+    log.info("prepare: %s knows %d of %d images' patients; age is that %s", patients.name, found["sex"].notna().sum(),
+             len(frame), meaning)
+    return frame.assign(sex=found["sex"].astype("str"), age=age.mask(lost).astype("float64")), about
+
+
+def read_people(file: Path) -> pd.DataFrame:
+    """Sex, anchor age and anchor year by patient; raises ``TailfillError`` for a patient who stands there twice."""
+    rows = read_rows(file, ["subject_id", "gender", "anchor_age", "anchor_year"])
+    people = pd.DataFrame({"sex": rows.strings("gender", parse_sex),
+                           **{key: _numbers(rows.translate(key, parse_age if key == "anchor_age" else _year))
+                              for key in ("anchor_age", "anchor_year")}}, index=rows.lines)
+    people.index = pd.Index(rows.strings("subject_id", lambda text: parse_id(text, "patient id")))
+    _refuse(file, rows.bad, people.index)
+    return people
+
+
+def read_years(file: Path) -> pd.Series:
+    """Year of the study by image, from MIMIC-CXR-JPG's metadata table."""
+    rows = read_rows(file, ["dicom_id", "StudyDate"])
+    years = pd.Series(_numbers(rows.translate("StudyDate", lambda text: _year(text[:4]))))
+    years.index = pd.Index(rows.text("dicom_id"))
+    _refuse(file, rows.bad, years.index)
+    return years
+
+
+def _refuse(file: Path, bad: Mapping[int, str], names: pd.Index) -> None:
+    """Raise ``TailfillError`` for a joined table with bad rows or doubled ids: it is no list of images to skip from."""
+    if bad:
+        line = min(bad)
+        raise TailfillError(f"{file} row {line}: {bad[line]}" + (f"; and {len(bad) - 1} more" if len(bad) > 1 else ""))
+    if names.has_duplicates:
+        raise TailfillError(f"{file}: '{names[names.duplicated()][0]}' stands there twice")
+
+
+def _numbers(translated: tuple) -> pd.api.extensions.ExtensionArray:
+    codes, answers = translated
+    return pd.array([float("nan") if answer is None else answer for answer in answers], dtype="float64").take(codes)
+
+
+def _year(text: str) -> float:
+    if len(text) != 4 or not text.isdigit():
+        raise TailfillError(f"year is '{text}'; wanted: four digits")
+    return float(text)

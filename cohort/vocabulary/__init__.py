@@ -1,0 +1,1 @@
+"""The vocabulary of findings, and how cohorts with different labels become one."""
