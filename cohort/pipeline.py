@@ -146,8 +146,8 @@ def arm_steps(config: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 SECTIONS: tuple[str, ...] = (
-    "prepare", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "fill", "reconstruct",
-    "arm", "train", "predict", "ensemble", "compare", "report",
+    "prepare", "pretrain", "oracle", "external", "plan", "autoencoder", "finetune", "generate", "filter", "fill",
+    "reconstruct", "arm", "train", "predict", "ensemble", "compare", "report",
     "rehearsal",
 )
 

@@ -32,6 +32,7 @@ SCHEMAS = {
     "autoencoder": "synth.autoencoder:AutoencoderConfig", "finetune": "synth.finetune:FinetuneConfig",
     "generate": "synth.generate:GenerateConfig", "filter": "synth.filter:FilterConfig",
     "fill": "synth.fill:FillConfig", "reconstruct": "synth.reconstruct:ReconstructConfig",
+    "pretrain": "classify.pretrain:PretrainConfig",
     "arm": "classify.arm:ArmConfig", "train": "classify.train:TrainConfig",
     "predict": "classify.predict:PredictConfig", "ensemble": "classify.ensemble:EnsembleConfig",
     "compare": "classify.compare:CompareConfig", "report": "classify.report:ReportConfig",
@@ -40,7 +41,7 @@ SCHEMAS = {
 FURTHER = ("oracle", "external")
 """Sections of cohorts that only an arm of their name needs."""
 ON_DEMAND = (*FURTHER, "reconstruct")
-"""Sections that stand in a configuration if, and only if, one of its arms needs them."""
+"""Sections that stand in a configuration if, and only if, one of its arms needs them, or ``filter.reconstructed``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     """The configuration file that ``argv`` starts with, and overrides; every section is checked before any work."""
     file = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     content = load_yaml(file) if file else {}
-    left_out = {*OPTIONAL, "rehearsal"} - content.keys() | ({"prepare"} if content.get("cohort") else set())
+    left_out = {*OPTIONAL, "rehearsal", "pretrain"} - content.keys() | ({"prepare"} if content.get("cohort") else set())
     schemas = {name: _import(place) for name, place in SCHEMAS.items() if name not in left_out}
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
     parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")
@@ -85,8 +86,10 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     if built.processes < 1:
         raise TailfillError(f"--processes is {built.processes}; wanted: 1 or more")
     run = Run(**{f.name: built[f.name] for f in fields(Run)})
+    needed = {"reconstruct"} if built["filter"].reconstructed else set()
     for member in run.members or [""]:
-        check_arms(run, built["compare"], member_config(run, built["train"], member), sections=content)
+        check_arms(run, built["compare"], member_config(run, built["train"], member), sections=content,
+                   needed=needed)
     check_together(run, built, content, file)
     plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
     return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
@@ -119,20 +122,21 @@ def fix(file: Path, content: bytes) -> None:
                             "give another run folder")
 
 
-def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections: Collection[str]) -> None:
+def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections: Collection[str],
+               needed: Collection[str] = ()) -> None:
     """Raise ``TailfillError`` for an arm that is unknown or lacks something, and for a section that no arm needs.
 
-    Likewise for an endpoint about an arm that is not in the experiment.
+    Likewise for an endpoint about an arm that is not in the experiment. Stages, not arms, need the sections ``needed``.
     """
     for arm in run.arms:
         check_arm(run, arm, 0)
         check_phases(arm, phase_2_share=train.phase_2_share, steps=train.steps)
     for section in ON_DEMAND:
-        users = [arm for arm in run.arms if section in ARMS[arm].needs]
+        users = [arm for arm in run.arms if section in ARMS[arm].needs] + ["filter"] * (section in needed)
         if section in FURTHER and section not in sections and read_stamp(run.folder / section):
             continue  # it stands in the run already, made by a rehearsal
         if bool(users) != (section in sections):
-            raise TailfillError(f"arms: '{users[0]}' needs a section {section}, and the config has none" if users else
+            raise TailfillError(f"config: '{users[0]}' needs a section {section}, and there is none" if users else
                                 f"{section}: no arm needs this section; wanted: an arm that does, or no such section")
     for role, arm in (("arm", compare.endpoint.arm), ("rival", compare.endpoint.rival)):
         if arm not in run.arms:

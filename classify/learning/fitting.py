@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from tqdm import tqdm
 
-from classify.learning.losses import MultiLabelLoss
+from classify.learning.losses import BatchLoss
 from classify.learning.models import Card, normalise
 from classify.learning.training import check_finite, load_checkpoint, save_checkpoint, share_batch
 from classify.slots import Slots, distort, distortions, first_of_phase_2, step_places
@@ -161,7 +161,7 @@ def feed_features(features: Tensor, draws: Tensor) -> Tensor:
 
 
 def pass_loss(
-    model: nn.Module, slots: Slots, feed: Feed, loss: MultiLabelLoss, *, recipe: Recipe, step: int, number: int,
+    model: nn.Module, slots: Slots, feed: Feed, loss: BatchLoss, *, recipe: Recipe, step: int, number: int,
     accelerator: Accelerator,
 ) -> Tensor:
     """This process's share of a step's loss in pass ``number`` (from 0).
@@ -182,7 +182,7 @@ def pass_loss(
 
 
 def fit(
-    bare: nn.Module, slots: Slots, feed: Feed, loss: MultiLabelLoss, *, recipe: Recipe, checkpoint: Path,
+    bare: nn.Module, slots: Slots, feed: Feed, loss: BatchLoss, *, recipe: Recipe, checkpoint: Path,
     accelerator: Accelerator, renew_head: Callable[[], None] | None = None,
 ) -> Learner:
     """Train ``bare`` to the last step, from ``checkpoint`` if that file exists; writes one every so many steps.
@@ -257,7 +257,7 @@ def _prepare(bare: nn.Module, recipe: Recipe, accelerator: Accelerator, *, step:
 
 
 def _step(
-    learner: Learner, model: nn.Module, slots: Slots, feed: Feed, loss: MultiLabelLoss, *, recipe: Recipe,
+    learner: Learner, model: nn.Module, slots: Slots, feed: Feed, loss: BatchLoss, *, recipe: Recipe,
     accelerator: Accelerator,
 ) -> Tensor:
     """One optimiser step; returns this process's loss."""

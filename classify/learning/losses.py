@@ -29,13 +29,17 @@ from cohort.errors import TailfillError
 GAMMA_NEG, GAMMA_POS, CLIP = 4.0, 1.0, 0.05  # as the entrants of CXR-LT 2024 use them
 
 
-class MultiLabelLoss(Protocol):
-    """What ``train`` calls; see ``AsymmetricLoss.__call__`` for shapes."""
+class BatchLoss(Protocol):
+    """What the training loop calls; see ``AsymmetricLoss.__call__`` for shapes."""
 
     def __call__(
         self, logits: Tensor, targets: Tensor, *, sample_weights: Tensor | None = None, n_known: float | None = None
     ) -> Tensor:
         """The loss of a batch, a scalar."""
+
+
+class MultiLabelLoss(BatchLoss, Protocol):
+    """A loss that has a term for every label."""
 
     def terms(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The term of every label, unreduced."""

@@ -15,6 +15,13 @@ FIRST_EXTRA_SEED = 1000
 """From here on no rivals: the filter's critics, and the start that all arms share."""
 
 
+def check_pretrained(pretrained: bool | str, *, model: str, key: str) -> None:
+    """Raise ``TailfillError`` for a path that is no file."""
+    if isinstance(pretrained, str) and not Path(pretrained).is_file():
+        raise TailfillError(f"{key} is {pretrained}, which is no file; wanted: weights for timm's {model}, true or "
+                            "false")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How every arm is trained; the same for all."""
@@ -102,9 +109,7 @@ class TrainConfig:
                 raise TailfillError(f"train.pretrained is {str(self.pretrained).lower()} and train.backbone is given; "
                                     "wanted: one start")
             check_backbone(Path(self.backbone), model=self.model, image_size=self.image_size)
-        if isinstance(self.pretrained, str) and not Path(self.pretrained).is_file():
-            raise TailfillError(f"train.pretrained is {self.pretrained}, which is no file; wanted: weights for timm's "
-                                f"{self.model}, true or false")
+        check_pretrained(self.pretrained, model=self.model, key="train.pretrained")
         if self.head_only and self.backbone is None and self.init_seed is None and not self.pretrained:
             raise TailfillError("train.head_only is true without train.backbone, train.init_seed or train.pretrained; "
                                 "wanted: one of them, for a head of random features learns nothing")
