@@ -63,7 +63,8 @@ def choose_levels(cohort: Cohort, config: RehearsalConfig) -> list[int]:
     if tail.empty:
         raise TailfillError("rehearsal.levels is empty, and the cohort has no tail class with a positive train image "
                             "to take them from; wanted: numbers of positive images")
-    return sorted({max(FEWEST, round(times * float(tail.median()))) for times in MULTIPLES})
+    lowest = max(FEWEST, round(float(tail.median())))
+    return [times * lowest for times in MULTIPLES]
 
 
 def choose_findings(cohort: Cohort, config: RehearsalConfig, *, levels: Sequence[int]) -> list[str]:

@@ -19,11 +19,11 @@ Not promised: a share outside the levels that were rehearsed; or that the tail r
 A generator that has seen the thinned finding elsewhere makes every share optimistic.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
 from classify.comparison.intervals import Array
@@ -65,7 +65,7 @@ class Forecast:
             return Prediction(share=None, reason=self.reason)
         if n_real < 1:
             return Prediction(share=None, reason="no real positive")
-        share = float(_design(np.array([n_real]), self.rule) @ np.array(self.coefficients))
+        share = float((_design(np.array([n_real]), self.rule) @ np.array(self.coefficients))[0])
         half = float(stats.t.ppf((1 + confidence) / 2, self.n_findings - 1)) * self.spread
         outside = not self.levels[0] / 2 <= n_real <= self.levels[1] * 2
         note = f"{n_real} positives lie outside what was rehearsed ({self.levels[0]} to {self.levels[1]})"
@@ -78,37 +78,41 @@ def forecast(rows: pd.DataFrame) -> Forecast:
     ``rows``: one per finding and level at which the share is defined: finding, n_real (positive train images), gain and
     oracle_gain (floats; the oracle's above 0).
     """
-    findings = sorted(set(rows["finding"]))
-    if len(findings) < FEWEST_FINDINGS:
-        return Forecast(rule=None, coefficients=(), n_findings=len(findings), errors={}, spread=float("nan"),
-                        levels=(0, 0), reason=f"{len(findings)} findings with a defined share; a usable curve wants "
-                                              f"{FEWEST_FINDINGS}")
-    rules = RULES if rows["n_real"].nunique() > 1 else RULES[:1]
-    missed = {rule: _left_out(rows, findings, rule) for rule in rules}
+    findings = rows["finding"].to_numpy(dtype=str)
+    n_findings = len(np.unique(findings))
+    if n_findings < FEWEST_FINDINGS:
+        return Forecast(rule=None, coefficients=(), n_findings=n_findings, errors={}, spread=float("nan"), levels=(0, 0),
+                        reason=f"{n_findings} findings with a defined share; a usable curve wants {FEWEST_FINDINGS}")
+    numbers = rows[["n_real", "gain", "oracle_gain"]].to_numpy(dtype=np.float64)
+    rules = RULES if len(np.unique(numbers[:, 0])) > 1 else RULES[:1]
+    missed = {rule: _left_out(findings, numbers, rule) for rule in rules}
     errors = {rule: float(np.abs(miss).mean()) for rule, miss in missed.items()}
     best = min(rules, key=lambda rule: errors[rule])
     return Forecast(
-        rule=best, coefficients=tuple(float(c) for c in _fit(rows, best)), n_findings=len(findings), errors=errors,
+        rule=best, coefficients=tuple(float(c) for c in _fit(numbers, best)), n_findings=n_findings, errors=errors,
         spread=float(np.sqrt(np.square(missed[best]).mean())),
-        levels=(int(rows["n_real"].min()), int(rows["n_real"].max())),
+        levels=(int(numbers[:, 0].min()), int(numbers[:, 0].max())),
     )
 
 
-def _left_out(rows: pd.DataFrame, findings: Sequence[str], rule: str) -> Array:
+def _left_out(findings: NDArray[np.str_], numbers: Array, rule: str) -> Array:
     """Per finding, the root mean square over its levels of predicted less observed share; float64 (n_findings,)."""
     missed = []
-    for finding in findings:
-        own, others = rows[rows["finding"] == finding], rows[rows["finding"] != finding]
-        told = _design(own["n_real"].to_numpy(), rule) @ _fit(others, rule)
-        missed.append(np.sqrt(np.square(told - (own["gain"] / own["oracle_gain"]).to_numpy()).mean()))
+    for finding in np.unique(findings):
+        own, others = numbers[findings == finding], numbers[findings != finding]
+        told = _design(own[:, 0], rule) @ _fit(others, rule)
+        missed.append(np.sqrt(np.square(told - own[:, 1] / own[:, 2]).mean()))
     return np.array(missed)
 
 
-def _fit(rows: pd.DataFrame, rule: str) -> Array:
-    """Coefficients of weighted least squares through the origin, weights 1/h: the regressors are h times the design."""
-    root = np.sqrt(rows["oracle_gain"].to_numpy(dtype=np.float64))
-    regressors = _design(rows["n_real"].to_numpy(), rule) * root[:, None]
-    found: Array = np.linalg.lstsq(regressors, rows["gain"].to_numpy(dtype=np.float64) / root, rcond=None)[0]
+def _fit(numbers: Array, rule: str) -> Array:
+    """Coefficients of weighted least squares through the origin, weights 1/h: the regressors are h times the design.
+
+    ``numbers``: float64 (n, 3): n_real, gain, oracle_gain.
+    """
+    root = np.sqrt(numbers[:, 2])
+    regressors = _design(numbers[:, 0], rule) * root[:, None]
+    found: Array = np.linalg.lstsq(regressors, numbers[:, 1] / root, rcond=None)[0]
     return found
 
 
