@@ -68,7 +68,7 @@ def list_steps(config: dict[str, Any]) -> Iterator[Step]:
             yield step(stage)
     for arm, seed in critics_of(config):
         yield step("train", arm, seed)
-    for stage in ("autoencoder", "finetune", *(("fill",) if fills else ("generate", "filter")), "reconstruct"):
+    for stage in ("autoencoder", "finetune", "reconstruct", *(("fill",) if fills else ("generate", "filter"))):
         if stage in config:
             yield step(stage)
     for stage, arm, seed in arm_steps(config):

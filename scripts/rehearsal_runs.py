@@ -135,6 +135,7 @@ def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
     child |= {"run": str(folder), "cohort": str(folder / "cohort"), "seed": rehearsal.seed_of(cell), "n_seeds": 1,
               "arms": list(section.arms), "tracker": "none"}
     child["plan"] = plan_of(rehearsal, cell)
+    child["filter"] = {**config["filter"], "reconstructed": False}
     child["finetune"] = {**config["finetune"], "steps": finetune_steps(rehearsal)}
     if "autoencoder" in child:
         del child["autoencoder"]

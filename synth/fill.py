@@ -223,6 +223,8 @@ def main() -> None:
     run, beside, processes = options.run, options.beside, options.extra["processes"]
     if processes < 1:
         raise TailfillError(f"--processes is {processes}; wanted: 1 or more")
+    if beside["filter"].reconstructed:
+        raise TailfillError("filter.reconstructed is true, and a round has no reconstruction; wanted: false with fill")
     cohort = load_cohort(run.cohort_folder)
     sections = {name: json.loads(json.dumps(asdict(beside[name]), default=str)) for name in FOLDERS}
     job = Job(run=run, config=options.section, plan=beside["plan"], sections=sections, cohort=cohort,

@@ -12,7 +12,8 @@ Written are, in ``RUN/synthetic``:
     scores.parquet       every image x criterion: score, threshold, and whether it passed
     thresholds.parquet   every criterion: threshold, its source, the positives behind it, or why it does not judge
     fidelity.parquet     KID, FID, precision, recall, density and coverage of the images made and kept, per encoder,
-                         with what real train images reach among themselves
+                         with what real train images reach among themselves, and, with ``filter.reconstructed``,
+                         through the generator's autoencoder
     nearest.parquet      every image made with its nearest training image, and memorised.parquet: the set as a whole
     probe.parquet        how well a linear probe tells synthetic from real images, and what that would betray
     patients.parquet     whose images thresholds, critic and generator have learnt from
@@ -51,7 +52,7 @@ from cohort.tables import (
 from synth.judging.copies import CopyReader
 from synth.judging.critic import FIRST_SEED, Critic, Fold, critic_folders, fold_critics
 from synth.judging.evidence import NEGATIVE, Evidence
-from synth.judging.gathering import Gatherer
+from synth.judging.gathering import Gatherer, find_reconstructed
 from synth.judging.memorisation import nearer_to_train, nearest_pairs
 from synth.judging.reading import Reader, Share
 from synth.judging.rules import RULES, apply_rules, check_rules, read_by
@@ -86,6 +87,8 @@ class FilterConfig:
     They learn from train and validation less one fold of patients each, and judge that fold and all images made."""
     rules: dict[str, dict[str, int | float | str | bool] | None] = field(default_factory=lambda: dict.fromkeys(RULES))
     """Rules in the order in which they give the reason, each with its settings (null: defaults); see judging/rules."""
+    reconstructed: bool = False
+    """Whose fault a distance is: measure against the images of stage `reconstruct` as well, which must be complete."""
     fidelity_n: int = 1000
     """Images per side at most for the numbers of a whole set, 500 or more for FID to exist; larger sets are sampled."""
     kid_subset: int = 100
@@ -128,6 +131,8 @@ class Inputs:
     """Out-of-fold critics."""
     learnt: list[Path]
     """Folders of the stages that learnt from patients: generator and critics."""
+    reconstructed: list[Path]
+    """Files of the train images through the autoencoder, in their order; empty where they are not asked for."""
 
     @property
     def made(self) -> pd.DataFrame:
@@ -157,6 +162,7 @@ def read_inputs(run: Run, config: FilterConfig) -> Inputs:
         check_no_overlap(maker, cohort)
     joined = images.merge(plan.drop(columns=["seed", "batch"]), on="sample_id", validate="one_to_one")
     return Inputs(cohort=cohort, images=joined, folder=folder, critics=critics, folds=folds,
+                  reconstructed=find_reconstructed(run, cohort) if config.reconstructed else [],
                   learnt=[*makers, *critics.values(), *(fold.folder for fold in folds.values())])
 
 
@@ -165,6 +171,7 @@ def make_stage(run: Run, config: FilterConfig, inputs: Inputs) -> Stage:
     folders = {"cohort": run.cohort_folder, "plan": run.folder / "plan", "generate": run.folder / "images"}
     folders |= {f"critic_{seed}": folder for seed, folder in inputs.critics.items()}
     folders |= {f"fold_{seed}": fold.folder for seed, fold in inputs.folds.items()}
+    folders |= {"reconstruct": run.folder / "reconstructed"} if config.reconstructed else {}
     settings = asdict(config) | {"rule_order": list(config.rules), "seed": run.seed}
     return Stage("filter", run.folder / "synthetic", config=settings, inputs=folders)
 
@@ -185,6 +192,7 @@ def make_gatherer(
     }
     return Gatherer(cohort=inputs.cohort, made=inputs.made, folder=inputs.folder, run=run.folder, threads=run.threads,
                     readers={kind: readers[kind] for kind in readers if kind in config.reads},
+                    reconstructed=inputs.reconstructed,
                     held_out={f"fold_{seed}": fold.held_out for seed, fold in inputs.folds.items()})
 
 

@@ -11,6 +11,7 @@ from classify.pages.arms import (
     arm_table,
     difference_mark,
     difference_text,
+    member_tables,
     recovered_plots,
     recovered_tables,
     row_name,
@@ -23,6 +24,8 @@ METRIC_NAMES = {"ECE": "Calibration error (ECE)", "ECE_T": "Calibration error af
 """Metric to its heading, where that is not its name."""
 FIDELITY_SETS = {"kept": 3, "made": 1, "real floor": 0}
 """Set of images -> series of its mark."""
+FIDELITY_SHARES = {"reconstructed": "Reconstructed", "made against reconstructed": "Made against reconstructed"}
+"""Sets of a run with a reconstruction to their columns: the autoencoder's share of a distance, and the denoiser's."""
 FIDELITY_PLOTS = ("KID", "FID")
 """Metrics that are drawn; the table has all of them."""
 
@@ -171,26 +174,31 @@ def fidelity_chapter(evidence: Evidence) -> Chapter:
         words=("KID and FID are distances: lower is closer. Precision is the share of synthetic images that look real, "
                "recall the share of real images that synthetic ones come near; density and coverage say the same and "
                "mind outliers less. For these four higher is better. The real floor is what an equally large set of "
-               "real images reaches against other real images: nothing better can be expected. Measured by "
-               + "; ".join(encoders.values()) + ".",),
+               "real images reaches against other real images: nothing better can be expected. "
+               + ("Reconstructed are real images that went through the generator's autoencoder and nothing else: how "
+                  "far these lie from real ones is the autoencoder's doing, and how far the images made lie from these "
+                  "is the denoiser's. " if table["set"].isin(FIDELITY_SHARES).any() else "")
+               + "Measured by " + "; ".join(encoders.values()) + ".",),
         sources=("synthetic/fidelity.parquet",),
     )
 
 
 def _fidelity_table(evidence: Evidence, encoder: str) -> Table:
-    """One row per set of images and metric: kept, made, floor, and on how many images each rests."""
+    """One row per set of images and metric: kept, made, floor, whose share it is, and on how many images each rests."""
     notes, rows, table = Notes(), [], evidence.fidelity
+    shares = {kind: head for kind, head in FIDELITY_SHARES.items() if table["set"].eq(kind).any()}
     for (name, metric), part in table[table["encoder"] == encoder].groupby(["name", "metric"], sort=False):
         by_set = part.set_index("set").to_dict("index")
         cells = []
-        for kind in FIDELITY_SETS:
+        for kind in (*FIDELITY_SETS, *shares):
             r = by_set.get(kind, {"reason": "not computed"})
             spread = "" if is_null(r.get("spread")) else f" ± {number(r['spread'], 4)}"
             cells.append(notes.dash(r.get("reason")) if is_null(r.get("value")) else number(r["value"], 4) + spread)
         sizes = [count(by_set.get(kind, {}).get("n_synthetic")) for kind in ("kept", "made")]
         rows.append((str(name), evidence.cohort.groups.get(str(name), ""), str(metric), *cells,
                      count(part["n_real"].max()), " / ".join(sizes)))
-    columns = ("Images", "Group", "Metric", "Kept", "Made", "Real floor", "Real images", "Synthetic (kept / made)")
+    columns = ("Images", "Group", "Metric", "Kept", "Made", "Real floor", *shares.values(), "Real images",
+               "Synthetic (kept / made)")
     return Table(title=f"Synthetic against real training images, measured by {encoder}", text=3, rows=tuple(rows),
                  notes=notes.lines(), columns=columns)
 
@@ -218,13 +226,14 @@ def metrics_chapter(evidence: Evidence) -> Chapter:
     chosen = table[(table["split"] == "test") & (table["weights"] == weights)]
     blocks = [_metric_table(evidence, chosen[chosen["metric"] == metric], str(metric))
               for metric in dict.fromkeys(chosen["metric"]) if metric != evidence.endpoint["metric"]]
+    sentence, members = evidence.verdict.get("members"), member_tables(evidence)
     return Chapter(
-        anchor="metrics", title="Ranking, decisions, calibration", blocks=tuple(blocks),
+        anchor="metrics", title="Ranking, decisions, calibration", blocks=(*members, *blocks),
         words=("AUROC is the chance that a positive image ranks above a negative one; F1 takes each class's threshold "
                "from validation; ECE is the gap between stated and observed probability, ECE_T what is left of it when "
                "each training's logits are divided by one temperature, fitted on validation. Test split, "
-               f"{weights} weights.",),
-        sources=("comparison/metrics.parquet",),
+               f"{weights} weights.", *([str(sentence)] if sentence else [])),
+        sources=("comparison/metrics.parquet", *(["comparison/members.parquet"] if members else [])),
     )
 
 

@@ -65,6 +65,9 @@ class Evidence:
     that it has not learnt from, which hold them too."""
     encoders: tuple[str, ...] = ()
     """Readings that hold a fidelity encoder's features; the first is the one that rules use."""
+    reconstructed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Name of an encoder to its features of the train images as the generator's autoencoder draws them, row by row,
+    float32 (n_train, d); empty where there are none."""
     standing: np.ndarray | None = None
     """bool (n,): images made that no rule before this one has dropped; None before the first."""
 

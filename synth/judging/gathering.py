@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from classify.slots import load_pools
+from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.pixels import load_images, read_grey
-from cohort.stage import hash_file
-from cohort.tables import Cohort
+from cohort.stage import hash_file, read_stamp
+from cohort.tables import RECONSTRUCTED, Cohort
 from synth.judging.evidence import Evidence, Images
 from synth.judging.reading import Reader, Share, Source, collect, file_digests, pixel_digests, read
 
 SETS: dict[str, tuple[str, ...]] = {
     "pixels": ("made", "train"),
-    "encoder": ("made", "train", "val"),
+    "encoder": ("made", "train", "val", "reconstructed"),
     "copies": ("made", "train", "val"),
     "critic": ("made", "val"),
     "fold": ("made",),
@@ -48,6 +50,8 @@ class Gatherer:
     run: Path
     """Its ``cache`` folder is used."""
     threads: int
+    reconstructed: Sequence[Path] = ()
+    """Files of the train images as the generator's autoencoder draws them, in the order of the train images."""
     held_out: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Name of an out-of-fold critic to the image_id of the train and validation images that it may judge."""
 
@@ -65,8 +69,10 @@ class Gatherer:
 
         Raises ``TailfillError`` for a file that is unreadable or not the one that was generated.
         """
-        real = {split: self._source_of_real(split) for split in REAL}
-        return {"made": self._source_of_made(), **real,
+        real = {split: self._source_of(f"real images ({split})", self.cohort.image_paths(self.cohort.split(split)))
+                for split in REAL}
+        again = {"reconstructed": self._source_of("real images, reconstructed", self.reconstructed)}
+        return {"made": self._source_of_made(), **real, **(again if self.reconstructed else {}),
                 **{critic: self._source_of_held_out(critic, real) for critic in self.held_out}}
 
     def read(self, sources: Mapping[str, Source], *, share: Share) -> None:
@@ -93,9 +99,11 @@ class Gatherer:
             )
             for name, (frame, labels, patients) in sets.items()
         }
+        again = collect(sources["reconstructed"], self._readers_of("reconstructed"),
+                        self.run / "cache" / "readings") if self.reconstructed else {}
         names = {kind: tuple(reader.name for reader in self.readers.get(kind, ())) for kind in SETS}
         return Evidence(charged_to=charged_to, scarce=scarce, critics=names["critic"], encoders=names["encoder"],
-                        made=gathered["made"], train=gathered["train"], val=gathered["val"],
+                        made=gathered["made"], train=gathered["train"], val=gathered["val"], reconstructed=again,
                         folds={critic: gathered[critic] for critic in self.held_out})
 
     def _readers_of(self, name: str) -> list[Reader]:
@@ -116,12 +124,9 @@ class Gatherer:
                                         "images.parquet")
         return Source(name="images made", digests=file_digests(list(self.made["sha256"])), load=load)
 
-    def _source_of_real(self, split: str) -> Source:
-        paths = self.cohort.image_paths(self.cohort.split(split))
+    def _source_of(self, name: str, paths: Sequence[Path]) -> Source:
         pixels = load_images(paths, self.size, self.run / "cache", threads=self.threads)
-        return Source(name=f"real images ({split})", digests=pixel_digests(pixels),
-                      load=lambda rows: np.asarray(pixels[list(rows)]))
-
+        return Source(name=name, digests=pixel_digests(pixels), load=lambda rows: np.asarray(pixels[list(rows)]))
 
     def _source_of_held_out(self, critic: str, real: Mapping[str, Source]) -> Source:
         """Images of both splits, in their order."""
@@ -135,3 +140,19 @@ def _hash(path: Path) -> str:
     if not path.is_file():
         raise TailfillError(f"{path}: no such image file")
     return hash_file(path)
+
+
+def find_reconstructed(run: Run, cohort: Cohort) -> list[Path]:
+    """The train images as the autoencoder draws them, in their order.
+
+    Raises ``TailfillError`` when stage `reconstruct` is not complete, or went through another generator's autoencoder.
+    """
+    folder = run.folder / "reconstructed"
+    pool = load_pools({"reconstruct": folder}, cohort)["reconstruct"]
+    makers = [(read_stamp(place) or {})["inputs"].get("generator", {}).get("hash")
+              for place in (folder, run.folder / "images")]
+    if makers[0] != makers[1]:
+        raise TailfillError(f"{folder}: is of another generator than {run.folder / 'images'}; wanted: the same "
+                            "pipeline in the sections reconstruct and generate")
+    paths = dict(zip(pool.frame["image_id"], pool.paths(), strict=True))
+    return [paths[RECONSTRUCTED + image] for image in cohort.split("train")["image_id"]]

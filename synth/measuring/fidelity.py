@@ -10,6 +10,11 @@
 A set is measured against the real train images that carry the same finding; ``all`` against all of them, so its value
 also holds the difference in the mix of findings and views. Every encoder measures the same samples. None of this says
 whether a finding is *right*: no encoder is the critic.
+
+Where the run has real images as the generator's autoencoder draws them (stage ``reconstruct``), two more kinds of set
+say whose fault a distance is. ``reconstructed`` is the autoencoder's share: real images against reconstructions of
+other patients. ``made against reconstructed`` is the denoiser's: what was made against what no decoder stands between.
+They do not add up to the whole, for a distance is no sum of its parts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,13 +37,13 @@ PER_NEIGHBOUR = 10
 than a tenth of its set."""
 MANIFOLD = ("precision", "recall", "density", "coverage")
 COLUMNS = ("name", "set", "metric", "value", "spread", "n_real", "n_synthetic", "subset", "reason")
-FLOOR = "real floor"
+FLOOR, RECONSTRUCTED = "real floor", "reconstructed"
 Masks = dict[str, tuple[np.ndarray, np.ndarray]]
 """Name to which real and which synthetic images belong to it, bool."""
-Sets = Mapping[str, np.ndarray]
-"""Name of a set to its features, float32 (n, d)."""
-Halves = tuple[np.ndarray, np.ndarray]
-"""Features of real images, in halves that share no patient."""
+Pair = tuple[np.ndarray, np.ndarray]
+"""Features of a reference and of what is compared with it, float32 (n, d) and (m, d)."""
+Pairs = Mapping[str, Pair]
+"""By the name of the set that is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ def halve_patients(patients: pd.Series, *, rng: np.random.Generator) -> np.ndarr
 
 def measure(
     *, real: np.ndarray, fake: np.ndarray, patients: pd.Series, comparisons: Sequence[Comparison], max_n: int,
-    kid_subset: int, k: int = NEIGHBOURS, rng: np.random.Generator,
+    kid_subset: int, k: int = NEIGHBOURS, rng: np.random.Generator, reconstructed: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """All metrics of every set of every comparison, and the real floor of each comparison.
 
@@ -74,26 +79,38 @@ def measure(
         kid_subset: images per KID subset at most; half the smallest set where that is less.
         k: neighbours of the manifold.
         rng: draws samples, halves and subsets.
+        reconstructed: features of the real images through the autoencoder, row by row, float32 (n, d).
 
     Returns:
-        One row per name, set (``real floor`` among them) and metric, columns ``COLUMNS``. In a floor's row both
-        counts are of real images. ``value`` is null with a reason where a set is too small.
+        One row per name, set (``real floor`` among them) and metric, columns ``COLUMNS``. ``n_real`` counts the images
+        of the reference, ``n_synthetic`` those compared with it. ``value`` is null with a reason where a set is too
+        small.
     """
     rows: list[dict[str, object]] = []
     for comparison in comparisons:
         pool = np.flatnonzero(comparison.real)
         half = halve_patients(patients.iloc[pool], rng=rng)
-        halves = (real[_sample(pool[half], max_n, rng)], real[_sample(pool[~half], max_n, rng)])
+        first, second = _sample(pool[half], max_n, rng), _sample(pool[~half], max_n, rng)
         sets = {name: fake[_sample(np.flatnonzero(mask), max_n, rng)] for name, mask in comparison.sets.items()}
-        whole = real[_sample(pool, max_n, rng)]
+        whole, floor = _sample(pool, max_n, rng), {FLOOR: (real[first], real[second])}
+        by_whole = {name: (real[whole], x) for name, x in sets.items()} | floor
+        by_half = {name: (real[first], x) for name, x in sets.items()} | floor
+        if reconstructed is not None:
+            share = {RECONSTRUCTED: (real[first], reconstructed[second])}
+            by_whole |= share | {against(name): (reconstructed[whole], x) for name, x in sets.items()}
+            by_half |= share | {against(name): (reconstructed[first], x) for name, x in sets.items()}
         found = [
-            *_kid_rows(whole, halves, sets, kid_subset, rng),
-            *_rows_at_one_n(halves, sets, _fid, metrics=("FID",), least=MIN_FID),
-            *_rows_at_one_n(halves, sets, lambda **two: manifold(**two, k=k), metrics=MANIFOLD,
-                            least=PER_NEIGHBOUR * k),
+            *_kid_rows(by_whole, kid_subset, rng),
+            *_rows_at_one_n(by_half, _fid, metrics=("FID",), least=MIN_FID),
+            *_rows_at_one_n(by_half, lambda **two: manifold(**two, k=k), metrics=MANIFOLD, least=PER_NEIGHBOUR * k),
         ]
         rows += [{"name": comparison.name, **row} for row in found]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def against(name: str) -> str:
+    """The name of a set where its reference are not real images but reconstructed ones."""
+    return f"{name} against {RECONSTRUCTED}"
 
 
 def measure_sets(
@@ -116,7 +133,7 @@ def measure_sets(
         measure(
             real=evidence.train.read(encoder.name), fake=evidence.made.read(encoder.name), max_n=max_n, k=k,
             patients=pd.Series(evidence.train.patients), kid_subset=kid_subset, comparisons=comparisons,
-            rng=np.random.default_rng(seed),
+            reconstructed=evidence.reconstructed.get(encoder.name), rng=np.random.default_rng(seed),
         ).assign(encoder=encoder.name, encoder_sha256=encoder.sha256, resize=encoder.resize)
         for encoder in encoders
     ]
@@ -142,14 +159,14 @@ def list_comparisons(evidence: Evidence, *, keep: np.ndarray, groups: Mapping[st
 
 
 def _rows_at_one_n(
-    halves: Halves, sets: Sets, compute: Callable[..., dict[str, float]], *, metrics: Sequence[str], least: int
+    pairs: Pairs, compute: Callable[..., dict[str, float]], *, metrics: Sequence[str], least: int
 ) -> Iterator[dict[str, object]]:
     """All rows at one N, so that one floor serves them; sets below ``least`` have no say in that N."""
-    smaller_half = min(len(halves[0]), len(halves[1]))
-    n = min([smaller_half, *(len(x) for x in sets.values() if len(x) >= least)])
-    for name, features in {**sets, FLOOR: halves[1]}.items():
-        size = min(n, len(features))
-        values = compute(real=halves[0][:n], fake=features[:n]) if size >= least else {}
+    smaller_half = min(len(half) for half in pairs[FLOOR])
+    n = min([smaller_half, *(len(fake) for _, fake in pairs.values() if len(fake) >= least)])
+    for name, (real, fake) in pairs.items():
+        size = min(n, len(fake))
+        values = compute(real=real[:n], fake=fake[:n]) if size >= least else {}
         for metric in metrics:
             row: dict[str, object] = {"set": name, "metric": metric, "n_real": min(n, smaller_half),
                                       "n_synthetic": size}
@@ -161,11 +178,8 @@ def _fid(*, real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
     return {"FID": frechet_distance(real=real, fake=fake)}
 
 
-def _kid_rows(
-    whole: np.ndarray, halves: Halves, sets: Sets, kid_subset: int, rng: np.random.Generator
-) -> Iterator[dict[str, object]]:
-    """Sets against all real images of the name; the floor between the halves. One subset size for all of them."""
-    pairs = {name: (whole, features) for name, features in sets.items()} | {FLOOR: halves}
+def _kid_rows(pairs: Pairs, kid_subset: int, rng: np.random.Generator) -> Iterator[dict[str, object]]:
+    """One subset size for all sets of a name, so that their spreads are of one kind."""
     enough = [min(len(r), len(f)) for r, f in pairs.values() if min(len(r), len(f)) >= MIN_KID]
     subset = min([kid_subset, *(size // 2 for size in enough)])
     for name, (real, fake) in pairs.items():

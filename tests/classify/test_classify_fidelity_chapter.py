@@ -5,20 +5,36 @@ import types
 
 import pandas as pd
 
-from classify.pages.blocks import DASH, Table
-from classify.pages.results import FIDELITY_PLOTS, FIDELITY_SETS, fidelity_chapter
+from classify.pages.blocks import DASH, Chapter, Table
+from classify.pages.results import FIDELITY_PLOTS, FIDELITY_SETS, FIDELITY_SHARES, fidelity_chapter
 
 METRICS = ("KID", "FID", "precision", "recall", "density", "coverage")
 
 
-def test_two_encoders() -> None:
+def chapter_of(*kinds: str) -> Chapter:
+    """The chapter about sets of these kinds: two names, every metric, two encoders, no value twice."""
     rows = [{"name": name, "set": kind, "metric": metric, "n_real": 60, "n_synthetic": 60, "encoder": encoder,
              "encoder_sha256": encoder * 64, "resize": "224 px", "spread": 0.01 if metric == "KID" else None,
              "value": None if metric == "FID" else value, "reason": "FID needs 500" if metric == "FID" else None}
             for value, (name, kind, metric, encoder) in enumerate(
-                itertools.product(("all", "Hernia"), FIDELITY_SETS, METRICS, "ab"))]
+                itertools.product(("all", "Hernia"), kinds, METRICS, "ab"))]
     cohort = types.SimpleNamespace(groups={"Hernia": "tail"})
-    chapter = fidelity_chapter(types.SimpleNamespace(fidelity=pd.DataFrame(rows), cohort=cohort))  # type: ignore[arg-type]
+    return fidelity_chapter(types.SimpleNamespace(fidelity=pd.DataFrame(rows), cohort=cohort))  # type: ignore[arg-type]
+
+
+def test_shares_of_autoencoder_and_denoiser_are_shown_where_they_were_measured() -> None:
+    plain, shared = chapter_of(*FIDELITY_SETS), chapter_of(*FIDELITY_SETS, *FIDELITY_SHARES)
+    for chapter, heads in ((plain, []), (shared, list(FIDELITY_SHARES.values()))):
+        for table in (block for block in chapter.blocks if isinstance(block, Table)):
+            assert list(table.columns)[6:-2] == heads
+            assert {len(row) for row in table.rows} == {len(table.columns)}
+            recall = [row for row in table.rows if row[2] == "recall"]
+            assert len({cell for row in recall for cell in row[3:-2]}) == 2 * (3 + len(heads))
+        assert ("autoencoder" in chapter.words[0]) == bool(heads)
+
+
+def test_two_encoders() -> None:
+    chapter = chapter_of(*FIDELITY_SETS)
     tables = [block for block in chapter.blocks if isinstance(block, Table)]
     plots = [block for block in chapter.blocks if not isinstance(block, Table)]
     assert [table.title[-1] for table in tables] == ["a", "b"]

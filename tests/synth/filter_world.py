@@ -11,7 +11,7 @@ from PIL import Image
 from classify.learning.models import Card, build_classifier, save_card, save_weights
 from cohort.provenance import write_patients
 from cohort.stage import Stage, hash_file
-from cohort.tables import cohort_schema, images_schema, plan_schema, write_table
+from cohort.tables import RECONSTRUCTED, cohort_schema, images_schema, load_cohort, plan_schema, write_table
 
 LABELS = ["Effusion", "Hernia"]
 SIZE = 32
@@ -126,6 +126,22 @@ def write_learnt(folder: Path, stage_name: str, patients: list[str], *, critic: 
         outputs += ["ema.safetensors", "card.json"]
     write_patients(folder, patients, salt=SALT)
     stage.finish(outputs=outputs, counts={})
+
+
+def write_reconstructed(run: Path, generator: Path) -> Path:
+    """A complete stage with the train images, darkened and in another order; returns its folder."""
+    frame = load_cohort(run / "cohort").split("train").iloc[::-1]
+    stage = Stage("reconstruct", run / "reconstructed", config={}, inputs={"generator": generator})
+    stage.begin()
+    for image, path in zip(frame["image_id"], frame["path"], strict=True):
+        with Image.open(run / "cohort" / path) as pixels:
+            pixels.point(lambda grey: grey // 2).save(stage.folder / f"{image}.png")
+    again = frame.assign(image_id=RECONSTRUCTED + frame["image_id"], root="reconstructed",
+                         path=frame["image_id"] + ".png")
+    write_table(again, stage.folder / "reconstructed.parquet", cohort_schema(LABELS))
+    stage.finish(outputs=["reconstructed.parquet"], counts={"images": len(again)},
+                 extra={"roots": {"reconstructed": str(stage.folder)}})
+    return stage.folder
 
 
 def build_run(root: Path, **section: object) -> Path:

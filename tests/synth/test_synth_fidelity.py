@@ -13,7 +13,9 @@ from synth.measuring.fidelity import (
     FLOOR,
     MANIFOLD,
     MIN_KID,
+    RECONSTRUCTED,
     Comparison,
+    against,
     halve_patients,
     list_comparisons,
     measure,
@@ -80,6 +82,35 @@ def test_no_images_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert frame.loc[("KID", "kept"), "n_synthetic"] == 0
     assert frame.loc["KID"].loc["kept", "reason"] is not None
     assert frame["value"].isna().eq(frame["reason"].notna()).all()
+
+
+def test_whose_fault_a_distance_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An autoencoder that shifts all features alike, and a denoiser that draws what this one would draw, or not."""
+    monkeypatch.setattr(fidelity, "MIN_FID", 40)
+    rng, keep = np.random.default_rng(1), np.arange(200) < 120
+    real, like = rng.normal(size=(400, 5)), rng.normal(size=(200, 5))
+    comparison = Comparison(name="all", real=np.ones(400, bool), sets={"made": np.ones(200, bool), "kept": keep})
+
+    def found(reconstructed: np.ndarray | None, fake: np.ndarray) -> pd.DataFrame:
+        return measure(real=real, fake=fake, reconstructed=reconstructed, comparisons=[comparison], max_n=300,
+                       patients=pd.Series([f"p{i // 2}" for i in range(400)]), kid_subset=30,
+                       rng=np.random.default_rng(2)).set_index(["metric", "set"])
+
+    shift = np.full(5, 1.5)
+    decoder, denoiser = found(real + shift, like + shift), found(real, like + shift)
+    perfect = found(real, like)
+    for metric in ("KID", "FID"):
+        of_decoder, of_denoiser, floor = decoder.loc[metric]["value"], denoiser.loc[metric]["value"], perfect.loc[
+            (metric, FLOOR), "value"]
+        far = of_decoder["made"] / 2
+        assert of_decoder[RECONSTRUCTED] > far > of_decoder[against("made")]
+        assert of_denoiser[RECONSTRUCTED] < far < of_denoiser[against("made")]
+        assert perfect.loc[(metric, RECONSTRUCTED), "value"] == pytest.approx(floor)  # patients apart, as in the floor
+    assert decoder.loc[("recall", against("kept")), "value"] > 0.8 > decoder.loc[("recall", "kept"), "value"]
+    assert set(decoder.loc["FID"]["n_synthetic"]) == {120}
+    old = found(None, like + shift)
+    assert set(old.loc["KID"].index) == {"made", "kept", FLOOR}
+    pd.testing.assert_series_equal(old["value"], decoder["value"].loc[old.index])  # what was told before stays
 
 
 class Named:

@@ -9,7 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from filter_world import FLAT, HIDDEN, LABELS, ORDER, SALT, SHOWN, SIZE, Patch, Pixels, build_run, write_learnt
+from filter_world import (
+    FLAT,
+    HIDDEN,
+    LABELS,
+    ORDER,
+    SALT,
+    SHOWN,
+    SIZE,
+    Patch,
+    Pixels,
+    build_run,
+    write_learnt,
+    write_reconstructed,
+)
 from PIL import Image
 
 from cohort.provenance import hash_patients
@@ -17,6 +30,7 @@ from cohort.tables import read_table, synthetic_schema
 from synth import filter as command
 from synth.judging.verdicts import decide
 from synth.measuring import encoders
+from synth.measuring.fidelity import FLOOR
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -237,3 +251,26 @@ def test_an_image_drawn_from_a_real_one_belongs_to_its_patient(config: Path) -> 
     plan = read_table(config.parent / "run" / "plan" / "plan.parquet").head(2).assign(path="p.png")
     plan["init_image_id"] = pd.Series(["train3", None], dtype="str")
     assert decide(plan, cohort, {})["patient_id"].tolist() == ["train-1", "synthetic:" + plan["sample_id"][1]]
+
+
+def test_against_reconstructed_images(config: Path, invoke: Callable) -> None:
+    """Measured where it is asked for: the order of the reconstructions does not matter, their generator does."""
+    section = {"encoders": ["pixels"], "rules": {"blank": None}, "reconstructed": True}
+    config.write_text(yaml.safe_dump({"run": "run", "threads": 1, "filter": section}, sort_keys=False))
+    outcome = invoke("synth.filter", "--config", str(config))
+    assert outcome.code == 2
+    assert "no complete 'reconstruct' stage" in outcome.stderr
+    folder = write_reconstructed(config.parent / "run", config.parent / "run" / "generator")
+    assert invoke("synth.filter", "--config", str(config)).code == 0
+    frame = read_table(config.parent / "run" / "synthetic" / "fidelity.parquet")
+    values = frame[frame["metric"] == "KID"].set_index(["name", "set"])["value"]
+    # the reconstructions are the images themselves, darkened: their distance is found only if rows belong together
+    assert values["all", "reconstructed"] > 10 * abs(values["all", FLOOR])
+    assert values["all", "made"] < values["all", "reconstructed"]
+    assert {"made against reconstructed", "kept against reconstructed"} <= set(frame["set"])
+    shutil.rmtree(folder)
+    shutil.rmtree(config.parent / "run" / "synthetic")
+    write_reconstructed(config.parent / "run", config.parent / "run" / "train" / "real" / "seed_1000")
+    outcome = invoke("synth.filter", "--config", str(config))
+    assert outcome.code == 2
+    assert "another generator" in outcome.stderr
