@@ -43,7 +43,8 @@ def write_run(
         _finish(Stage("arm", folder / "arms" / arm / "seed_0", config={}, inputs={}), "arm.parquet", made,
                 counts={"new_real": 7, "unfilled": 1},
                 extra={"tail_seen": {cell.findings[0]: {"slots": 40, "synthetic": 18, "weight": 40.0}}})
-        stage = Stage("predict", folder / "predictions" / arm / "seed_0", config={}, inputs={"cohort": folder / "cohort"})
+        stage = Stage("predict", folder / "predictions" / arm / "seed_0", config={},
+                      inputs={"cohort": folder / "cohort"})
         _finish(stage, "predictions.parquet", _predictions(cohort.split("val", "test"), arm, cell, strength[arm]))
     return folder
 

@@ -24,8 +24,8 @@ def toy_frame(n_patients: int, *, seed: int, prefix: str = "p") -> pd.DataFrame:
         for visit in range(1 + rng.integers(5)):
             rows.append({
                 "image_id": f"{prefix}{number}-{visit}", "root": "toy", "path": f"{prefix}{number}-{visit}.png",
-                "patient_id": f"{prefix}{number}", "study_id": None, "view": "PA", "age": 50.0, "sex": "F", "split": split,
-                **{label: int(has[label] and rng.random() < 0.8) for label in LABELS},
+                "patient_id": f"{prefix}{number}", "study_id": None, "view": "PA", "age": 50.0, "sex": "F",
+                "split": split, **{label: int(has[label] and rng.random() < 0.8) for label in LABELS},
             })
     return pd.DataFrame(rows)
 

@@ -19,7 +19,7 @@ from cohort.stage import Stage, require
 from cohort.tables import RECONSTRUCTED, cohort_schema, load_cohort, write_table
 
 CONFIG = ArmConfig(slots_per_class=10)
-SHARING = [arm for arm, made in ARMS.items() if "slots_per_class" in made.settings]
+SHARING = [arm for arm, made in ARMS.items() if "slots_per_class" in made.settings and arm != "oracle-full"]
 NEW_REAL = ("oracle", "external")
 
 
@@ -76,6 +76,19 @@ def test_new_real_images_carry_the_label_stand_where_synthetic_ones_stand_and_we
         assert new["sample_id"].isna().all()
         used += list(new["image_id"])
     assert len(set(used)) == len(used)
+
+
+def test_the_oracle_in_full_has_its_slots_and_each_of_its_new_images_beside_the_real_ones(run, cohort):
+    dealt = []
+    for seed in range(3):
+        matched, full = build(run, cohort, "oracle", seed=seed), build(run, cohort, "oracle-full", seed=seed)
+        shared = [column for column in matched.columns if column not in ("slot_id", "repeat")]
+        pd.testing.assert_frame_equal(full[shared].head(len(matched)), matched[shared])
+        more = full.iloc[len(matched):]
+        assert more["image_id"].is_unique
+        assert set(matched.loc[matched["kind"] == "new_real", "image_id"]) <= set(more["image_id"])
+        dealt += list(more["image_id"])
+    assert sorted(dealt) == sorted(frame_of(run, cohort, "oracle")["image_id"])  # all of them, none for two seeds
 
 
 @pytest.mark.parametrize("first", ["duplicate", "oracle"])

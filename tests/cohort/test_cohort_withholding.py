@@ -1,5 +1,6 @@
 """Thinning: patients leave whole, nothing disappears, test stays, and a withheld patient who turns up is found."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_two_cohorts_hold_what_one_held(tmp_path: Path) -> None:
     rows = pd.read_parquet(thinned / "thinning.parquet")
     assert (rows["n_before"] == rows["n_kept"] + rows["n_withheld"]).all()
     with pytest.raises(TailfillError, match=r"level was 15, now 16"):
-        write_thinned(parent, Thinning(findings=thinning.findings, level=16, seed=0), thinned=thinned, withheld=withheld)
+        write_thinned(parent, replace(thinning, level=16), thinned=thinned, withheld=withheld)
 
 
 def test_new_patients_join_the_withheld_ones_only_if_they_are_new(tmp_path: Path) -> None:
@@ -108,7 +109,8 @@ def test_new_patients_join_the_withheld_ones_only_if_they_are_new(tmp_path: Path
 
 def test_company_is_counted_before_and_after() -> None:
     gone = thin(FRAME, ["Effusion", "Mass"], level=20, rng=np.random.default_rng(2))
-    rows = thinning_rows(FRAME, gone, ["Effusion", "Mass"], dict.fromkeys(LABELS, "tail")).set_index(["label", "split"])
+    groups = dict.fromkeys(LABELS, "tail")
+    rows = thinning_rows(FRAME, gone, ["Effusion", "Mass"], groups).set_index(["label", "split"])
     train = FRAME[(FRAME["split"] == "train") & (FRAME["Mass"] == 1)]
     assert rows.loc[("Mass", "train"), "company_before"] == pytest.approx(train["Effusion"].mean())
     assert rows.loc[("Hernia", "train"), "n_before"] == counted(FRAME, "train", "Hernia")

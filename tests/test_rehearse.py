@@ -1,0 +1,112 @@
+"""The runs of a rehearsal as configurations, and the time that is told of them; a whole one is a matter of minutes."""
+
+from pathlib import Path
+
+import pytest
+import rehearsal_time
+import yaml
+from experiment_config import read_experiment
+from rehearsal_runs import LEFT_OUT, Rehearsal, base_config, child_config, open_rehearsal, steps_of
+from rehearsal_time import foresee, tell_time
+from withheld_toys import toy_frame, write_toy
+
+from classify.rehearsal.choices import list_cells
+from cohort.errors import TailfillError
+from cohort.tables import load_cohort
+from cohort.withholding.cohorts import Thinning, write_thinned
+
+FINDINGS = '["Effusion", "Nodule"]'
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy(tmp_path_factory.mktemp("whole") / "cohort", toy_frame(500, seed=4))
+
+
+def opened(repository: Path, name: str, run: Path, cohort: Path, *more: str) -> Rehearsal:
+    words = ["--run", str(run), "--cohort", str(cohort), "--rehearsal.findings", FINDINGS, "--rehearsal.levels", "[10]",
+             *more]
+    return open_rehearsal(read_experiment([str(repository / "configs" / name), *words], doc=None))
+
+
+def test_a_run_is_an_experiment_on_its_thinned_cohort(repository: Path, tmp_path: Path, cohort: Path) -> None:
+    rehearsal = opened(repository, "rehearse_phantom.yaml", tmp_path, cohort)
+    cells = list_cells(load_cohort(cohort), rehearsal.section)
+    assert [cell.name for cell in cells] == [f"set_0/level_10/seed_{seed}" for seed in range(3)]
+    child = child_config(rehearsal, cells[1])
+    folder = tmp_path / "rehearsal" / cells[1].name
+    assert not set(LEFT_OUT) & child.keys()
+    assert (child["run"], child["cohort"], child["n_seeds"]) == (str(folder), str(folder / "cohort"), 1)
+    assert child["seed"] == rehearsal.config["seed"] + 1
+    assert child["plan"]["scarce"] == ["Effusion", "Nodule", "Hernia"]  # the tail too: its oracle can be had
+    assert child["plan"]["total"] == 45 * 3
+    assert child["finetune"]["steps"] == 300
+    assert child["expected_seconds"]["finetune"] == pytest.approx(rehearsal.config["expected_seconds"]["finetune"] / 2)
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(child, sort_keys=False))
+    with pytest.raises(TailfillError, match="'oracle' needs a section oracle"):
+        read_experiment([str(file)], doc=None)
+    write_thinned(cohort, Thinning(findings=cells[1].findings, level=10, seed=1), thinned=folder / "cohort",
+                  withheld=folder / "oracle")
+    config = read_experiment([str(file)], doc=None).config
+    kinds = [step.kind for step in steps_of(config, rehearsal)]
+    assert kinds[:5] == ["plan", "critic", "finetune", "generate", "filter"]
+    assert kinds.count("train") == len(rehearsal.section.arms)
+    assert "prepare" not in kinds
+
+
+def test_what_is_lacking_is_learnt_once_without_the_findings(repository: Path, tmp_path: Path, cohort: Path) -> None:
+    root = ["--prepare.root", str(tmp_path)]
+    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *root)
+    assert rehearsal.needs_base
+    base = base_config(rehearsal)
+    assert [str(step) for step in steps_of(base, rehearsal, base=True)] == [
+        "train real seed 2000", "autoencoder", "finetune"]
+    assert base["train"]["head_only"] is False
+    child = child_config(rehearsal, list_cells(load_cohort(cohort), rehearsal.section)[0])
+    assert "autoencoder" not in child
+    assert child["finetune"]["pipeline"] == str(rehearsal.base / "generator" / "pipeline")
+    assert child["train"]["backbone"] == str(rehearsal.base / "train" / "real" / "seed_2000")
+    assert child["train"]["head_only"] is True
+    assert child["plan"]["scarce"] == ["Effusion", "Nodule"]  # nobody can check the tail here
+
+
+def test_a_configuration_without_the_section_or_with_a_strange_endpoint_is_refused(
+    repository: Path, tmp_path: Path, cohort: Path
+) -> None:
+    with pytest.raises(TailfillError, match="no section rehearsal"):
+        open_rehearsal(read_experiment([str(repository / "configs" / "phantom.yaml")], doc=None))
+    with pytest.raises(TailfillError, match=r"endpoint.rival is 'real'; wanted: one of rehearsal.arms"):
+        opened(repository, "rehearse_phantom.yaml", tmp_path, cohort, "--compare.endpoint.rival", "real",
+               "--rehearsal.arms", '["duplicate", "synthetic", "oracle"]')
+
+
+def test_time_is_what_was_spent_else_what_was_expected_at_this_pace() -> None:
+    seconds, unknown = foresee({"train": 4, "filter": 2, "plan": 1}, spent={"train": [2.0, 4.0]},
+                               expected={"train": 100.0, "filter": 10.0}, pace=1.5)
+    assert seconds == pytest.approx(4 * 3.0 + 2 * 15.0)
+    assert unknown == ["plan"]
+
+
+def test_a_dry_run_tells_the_time_at_this_machines_pace(
+    repository: Path, tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsal = opened(repository, "rehearse_phantom.yaml", tmp_path, cohort)
+    told = {}
+    for pace in (1.0, 2.0):
+        monkeypatch.setattr(rehearsal_time, "time_reference", lambda threads, pace=pace: pace * float(
+            rehearsal.section.reference_seconds or 0))
+        text = tell_time(rehearsal)
+        assert "set_0/level_10/seed_2: Effusion, Nodule at 10 positives: 0 of" in text
+        told[pace] = int(text.split("about ")[1].split(" ")[0])
+    child = child_config(rehearsal, list_cells(load_cohort(cohort), rehearsal.section)[0])
+    kinds = [step.kind for step in steps_of(child, rehearsal)]
+    wanted = 3 * sum(child["expected_seconds"][kind] for kind in kinds) / 60
+    assert told[1.0] == pytest.approx(wanted, abs=1)
+    assert told[2.0] == pytest.approx(2 * wanted, abs=1)
+    with pytest.raises(TailfillError, match="prepare it first"):
+        tell_time(opened(repository, "rehearse_phantom.yaml", tmp_path, tmp_path / "nowhere"))
+
+
+def test_the_reference_operation_is_timed() -> None:
+    assert 0 < rehearsal_time.time_reference(1) < 600
