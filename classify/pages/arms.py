@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from classify.comparison.measuring import UNDER_200
 from classify.comparison.pairs import ABOUT, rivals_of
-from classify.pages.blocks import DASH, Notes, Table, is_null, signed
+from classify.ensembling.folds import FOLD
+from classify.ensembling.scores import ENSEMBLE
+from classify.pages.blocks import DASH, Notes, Table, is_null, number, signed
 from classify.pages.evidence import GROUPS, Evidence
 from classify.plots import Axis, Interval, Plot, Row, own_series, row_plot
 
@@ -84,6 +88,35 @@ def recovered_tables(evidence: Evidence) -> tuple[Table, ...]:
     title = "Recovered share: gain over the rival, as a share of the oracle's gain over the duplicates"
     return (Table(title=title, columns=("Class", *arms), rows=rows, strong=strong,
                   notes=notes.lines()),) if shares else ()
+
+
+def member_tables(evidence: Evidence) -> tuple[Table, ...]:
+    """Each model by itself and their ensemble last, on validation and on test, by group; none without an ensemble."""
+    table, end = evidence.models, evidence.endpoint
+    if table.empty:
+        return ()
+    metric = end["metric"] if end["metric"] in set(table["metric"]) else "AP"
+    chosen = table[(table["metric"] == metric) & (table["arm"].isin((end["arm"], end["rival"], "real", FOLD)))]
+    groups = [group for group in GROUPS if group in set(chosen["label"])]
+    found = []
+    for split in dict.fromkeys(chosen["split"]):
+        notes, rows = Notes(), []
+        for (arm, model), part in chosen[chosen["split"] == split].groupby(["arm", "model"], sort=False):
+            by_group = {group: part[part["label"] == group] for group in groups}
+            rows.append((str(arm), str(model), *(_member_cell(by_group[group], notes) for group in groups)))
+        strong = frozenset(at for at, row in enumerate(rows) if row[1] == ENSEMBLE)
+        name = {"val": "validation"}.get(str(split), str(split))
+        found.append(Table(title=f"Single models and their ensemble: {metric} on {name}, mean over seeds", text=2,
+                           columns=("Arm", "Model", *(row_name(evidence, group) for group in groups)),
+                           rows=tuple(rows), strong=strong, notes=notes.lines()))
+    return tuple(found)
+
+
+def _member_cell(part: pd.DataFrame, notes: Notes) -> str:
+    """The mean over seeds, or a dash with the letter of the reason."""
+    if part.empty or part["value"].isna().all():
+        return notes.dash("not computed" if part.empty else part["reason"].iloc[0])
+    return number(part["value"].mean())
 
 
 def _shares(evidence: Evidence) -> dict[tuple[str, str], dict[Any, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from classify.arms.amounts import plain_arms
 from classify.comparison.measuring import groups_of
 from classify.verdict.looks import LOOKS, looks_sentence, read_looks
 from cohort.config import Run
@@ -73,9 +74,11 @@ class Evidence:
     comparison: pd.DataFrame
     recovered: pd.DataFrame
     controls: pd.DataFrame
+    amounts: pd.DataFrame
     subgroups: pd.DataFrame
     signatures: pd.DataFrame
     metrics: pd.DataFrame
+    models: pd.DataFrame
     verdict: Mapping[str, Any]
     endpoint: Mapping[str, str]
     endpoint_hash: str | None
@@ -85,8 +88,12 @@ class Evidence:
 
     @property
     def arms(self) -> list[str]:
-        """The arms that were compared, in the order of the experiment's settings."""
-        present = set(self.comparison["arm"]) | set(self.comparison["rival"].dropna())
+        """The arms that were compared, in the order of the experiment's settings, less those at other amounts.
+
+        These have a chapter of their own.
+        """
+        every = set(self.comparison["arm"]) | set(self.comparison["rival"].dropna())
+        present = set(plain_arms(sorted(every), self.endpoint["arm"], self.endpoint["rival"]))
         return [arm for arm in self.run.arms if arm in present] + sorted(present - set(self.run.arms))
 
     @property
@@ -161,9 +168,11 @@ def load_evidence(run: Run) -> Evidence:
         comparison=read_table(verify(folders["compare"], "compare", "comparison.parquet"), comparison_schema()),
         recovered=optional_table(folders["compare"] / "recovered.parquet"),
         controls=optional_table(folders["compare"] / "controls.parquet"),
+        amounts=optional_table(folders["compare"] / "amounts.parquet"),
         subgroups=optional_table(folders["compare"] / "subgroups.parquet"),
         signatures=optional_table(folders["compare"] / "signatures.parquet"),
         metrics=optional_table(folders["compare"] / "metrics.parquet"),
+        models=optional_table(folders["compare"] / "members.parquet"),
         verdict=verdict, endpoint=endpoint, endpoint_hash=endpoint_hash, made=_all_stages(run),
         looks=looks_sentence(read_looks(run.folder / LOOKS), compared["fingerprint"]),
     )
