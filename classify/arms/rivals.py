@@ -136,7 +136,10 @@ def new_real(draw: Draw, stage: str) -> pd.DataFrame:
 
 def all_new(draw: Draw, stage: str) -> pd.DataFrame:
     """The slots of ``new_real``, and every new image of ``stage`` once beside the real ones: the oracle in full."""
-    new = draw.deal(draw.frames[stage], *draw.cohort.labels, "view", "image_id")
+    images = draw.frames[stage]
+    charged = charge_to_rarest(images, draw.cohort)
+    others = images.drop(index=charged.index).assign(charged_to="")
+    new = draw.deal(pd.concat([charged, others]), *draw.cohort.labels, "view", "image_id")
     return pd.concat([new_real(draw, stage), real_slots(new["image_id"], "new_real")], ignore_index=True)
 
 
