@@ -101,12 +101,12 @@ def keep_good(
 
 def draw_splits(frame: pd.DataFrame, space: LabelSpace, config: PrepareConfig) -> pd.DataFrame:
     """Fill in what the source leaves open: test, then validation, by patient from the rows in no other split."""
-    split = frame["split"].fillna("train")
+    split, given = frame["split"].fillna("train"), set(frame["split"].dropna().unique())
     for name, fraction in (("test", config.test_fraction), ("val", config.val_fraction)):
-        if name not in set(split):
+        if name not in given:
             rest = frame[(split == "train").to_numpy()]
             split.loc[rest.index] = split_patients(rest, space.labels, fractions={name: fraction}, seed=config.seed)
-    if "train" not in set(split):
+    if not (split == "train").any():
         raise TailfillError("no image is in the split 'train'")
     return frame.assign(split=split)
 
@@ -127,7 +127,7 @@ def write_cohort(stage: Stage, table: SourceTable, frame: pd.DataFrame, root: Pa
     counts = count_rows(table, frame)
     # important: the salt follows from the patients alone, so that the same patients have the same hashes however they
     # are split, and a model that was trained on one split is refused beside another
-    salt = hash_bytes(f"salt of {sorted(set(frame['patient_id']))}".encode())[:32]
+    salt = hash_bytes(f"salt of {sorted(frame['patient_id'].unique())}".encode())[:32]
     source = table.source or frame["root"].iloc[0]
     stage.finish(outputs=[*outputs, *made], counts=counts, extra={
         "labels": labels, "groups": groups, "salt": salt,

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -223,10 +224,10 @@ def git_commit() -> str | None:
 
 
 def device_name() -> str:
-    """The device type that torch would use, with its name."""
-    import torch  # important: not at the top, so that the stages that need no torch start fast
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}"
+    """The device type that torch would use, with its name; of a stage that has not loaded torch, the CPU."""
+    torch = sys.modules.get("torch")  # important: loading it takes seconds and 350 MB that such a stage can do without
+    on_gpu = torch is not None and torch.cuda.is_available()
+    return str(torch.cuda.get_device_name()) if torch and on_gpu else f"cpu {platform.machine()}"
 
 
 def _describe_input(stage: Stage, key: str, path: Path) -> dict[str, str]:

@@ -43,8 +43,6 @@ IDS = ("dicom_id", "subject_id", "study_id", "ViewPosition")
 CODED_VIEW = "ViewCodeSequence_CodeMeaning"
 PATHS = ("fpath", "path")
 """Names of the column with an image's path."""
-PATH_PATTERN = r"^files/p\d\d/p(?P<subject>\d+)/s(?P<study>\d+)/(?P<image>[^/]+)\.jpg$"
-"""MIMIC-CXR-JPG's folders, in which patient, study and image stand once more."""
 
 
 def find_files(config: PrepareConfig, root: Path) -> dict[str, Path]:
@@ -112,17 +110,16 @@ def read_split(table: SourceTable, split: str, known: tuple[str, ...], *, number
 
 def read_study(text: str) -> str:
     """``s50414267`` from itself or from ``50414267``; raises ``TailfillError`` for anything else."""
-    digits = parse_id(text, "study id").removeprefix("s")
+    digits = parse_id(text.removeprefix("s"), "study id")
     if not digits.isdigit():
         raise TailfillError(f"study id is '{text}'; wanted: s and digits, as in s50414267")
     return f"s{digits}"
 
 
 def check_against_path(rows: Rows, cells: Mapping[str, pd.Series]) -> None:
-    """Rows whose path names another patient, study or image than their columns are bad: one of them is wrong."""
-    parts = cells["path"].str.extract(PATH_PATTERN)
-    wanted = "files/pNN/p<subject_id>/s<study_id>/<dicom_id>.jpg"
-    flag(rows, parts["image"].isna(), f"path is not of the form {wanted}")
-    same = ((parts["subject"] == cells["patient_id"]) & ("s" + parts["study"] == cells["study_id"])
-            & (parts["image"] == cells["image_id"]))
-    flag(rows, ~same.fillna(False), f"path names another patient, study or image than its row; wanted: {wanted}")
+    """Rows whose path does not follow from their patient, study and image are bad: one of them is wrong."""
+    patient = cells["patient_id"]
+    wanted = ("files/p" + patient.str[:2] + "/p" + patient + "/" + cells["study_id"] + "/" + cells["image_id"] + ".jpg")
+    flag(rows, (cells["path"] != wanted).fillna(True),
+         "path names another patient, study or image than its row; wanted: "
+         "files/p10/p<subject_id>/s<study_id>/<dicom_id>.jpg")
