@@ -34,6 +34,7 @@ from classify.arm import ArmConfig, write_arm
 from classify.comparison.intervals import bootstrap, mean_over_classes, patient_draws
 from classify.comparison.measuring import groups_of
 from classify.comparison.metrics import METRICS, ClassMetrics
+from classify.learning.features import load_features, logits_of_features
 from classify.learning.models import load_classifier, predict_logits, save_weights
 from classify.slots import label_matrix
 from cohort.config import Run
@@ -61,7 +62,7 @@ class Recipe:
 COMMON: dict[str, Any] = {"init_seed": "null", "model": "convnext_femto", "image_size": 128, "steps": 600,
                           "batch_size": 32, "lr": 1e-3, "precision": "bf16", "loss": "weighted_asl"}
 LITE0 = {"model": "tf_efficientnet_lite0", "pretrained": "{lite0}", "precision": "no"}
-FROZEN = LITE0 | {"head_only": "true", "lr": 0.01, "batch_size": 64}
+FROZEN = LITE0 | {"head_only": "true", "batch_size": 64, "steps": 300}
 PHANTOM = {"model": "convnext_atto", "backbone": str(ROOT / "models" / "backbone")}
 
 RECIPES: dict[str, Recipe] = {
@@ -69,11 +70,12 @@ RECIPES: dict[str, Recipe] = {
     "frozen ImageNet, 128 px, asl": Recipe(train=FROZEN | {"loss": "asl"}),
     "frozen ImageNet, 128 px, bce": Recipe(train=FROZEN | {"loss": "bce"}),
     "frozen ImageNet, 128 px, oversample": Recipe(arm="oversample", train=FROZEN),
+    "frozen ImageNet, 128 px, longer": Recipe(train=FROZEN | {"lr": 0.01, "steps": 600}),
     "frozen ImageNet, 128 px, csra": Recipe(train=FROZEN | {"head": "csra"}),
-    "frozen ImageNet, 128 px, ml_decoder": Recipe(train=FROZEN | {"head": "ml_decoder", "lr": 3e-4}),
+    "frozen ImageNet, 128 px, ml_decoder": Recipe(train=FROZEN | {"head": "ml_decoder", "lr": 1e-4}),
     "frozen ImageNet, 64 px": Recipe(train=FROZEN | {"image_size": 64}),
     "frozen ImageNet, 224 px": Recipe(train=FROZEN | {"image_size": 224}),
-    "frozen phantom, 128 px": Recipe(train=PHANTOM | {"head_only": "true", "lr": 0.01, "batch_size": 64}),
+    "frozen phantom, 128 px": Recipe(train=PHANTOM | {"head_only": "true", "lr": 0.01, "batch_size": 64, "steps": 300}),
     "whole from nothing, 128 px": Recipe(),
     "whole from phantom, 128 px": Recipe(train=PHANTOM),
     "whole from ImageNet, 128 px": Recipe(train=LITE0),
@@ -117,11 +119,14 @@ def validation_logits(folder: Path, cohort: Cohort, cache: Path) -> np.ndarray:
         model, card = load_classifier(folder)
         card.require_labels(cohort.labels, where=folder)
         images = load_images(cohort.image_paths(cohort.split("val")), card.image_size, cache)
+        is_frozen = require(folder, "train")["config"].get("head_only", False)
+        logits = (logits_of_features(model, load_features(model, images, card, cache=cache)) if is_frozen else
+                  predict_logits(model, images, card))
         partial = file.with_name(".validation.partial.npy")
-        np.save(partial, predict_logits(model, images, card))
+        np.save(partial, logits)
         partial.replace(file)
-    logits: np.ndarray = np.load(file)
-    return logits
+    stored: np.ndarray = np.load(file)
+    return stored
 
 
 def measure(logits: np.ndarray, cohort: Cohort, draws: np.ndarray) -> dict[str, np.ndarray]:
