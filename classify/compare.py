@@ -47,7 +47,6 @@ from classify.comparison.measuring import (
     choose_thresholds,
     groups_of,
     metric_rows,
-    read_scored,
     reliability_rows,
     resample,
 )
@@ -59,7 +58,7 @@ from classify.comparison.signatures import signature_rows, signature_sentence
 from classify.comparison.subgroups import subgroup_rows, subgroup_sentence
 from classify.ensembling.models import EnsembleConfig, compared_folders, single_folders
 from classify.ensembling.scores import model_scores
-from classify.ensembling.studies import pool_studies
+from classify.ensembling.studies import UNITS, read_units, unit_sentences
 from classify.verdict.deciding import Case, judge, thin_classes
 from classify.verdict.looks import LOOKS, agrees_with, looks_sentence, read_looks, record_look
 from cohort.config import Run, parse
@@ -123,8 +122,8 @@ class CompareConfig:
             value = getattr(self.endpoint, key)
             if value not in values:
                 raise TailfillError(f"compare.endpoint.{key} is '{value}'; wanted: {', '.join(values)}")
-        if self.unit not in ("image", "study"):
-            raise TailfillError(f"compare.unit is '{self.unit}'; wanted: image, study")
+        if self.unit not in UNITS:
+            raise TailfillError(f"compare.unit is '{self.unit}'; wanted: {', '.join(UNITS)}")
         if self.endpoint.arm == self.endpoint.rival:
             raise TailfillError(f"compare.endpoint.rival is '{self.endpoint.rival}', the arm itself; wanted: another")
         for margin in fields(self.margins):
@@ -262,13 +261,10 @@ def main() -> None:
     if stage.is_complete():
         log.info("compare: complete, nothing to do")
         return
-    scored = read_scored(folders, cohort, weights=config.endpoint.weights)
+    images, (scored, cohort) = cohort, read_units(folders, cohort, weights=config.endpoint.weights, unit=config.unit)
     stage.begin()
     record_look(run.folder / LOOKS, fingerprint=stage.fingerprint, sha256=registration(run, config)["sha256"],
                 fixed_beforehand=preregistered)
-    images = cohort
-    if config.unit == "study":
-        scored, cohort = pool_studies(scored, cohort)
     metrics = metric_rows(scored, cohort)
     chosen = choose_amounts(metrics, run.arms, asdict(config.endpoint))  # by validation, before test is compared
     draws = patient_draws(scored["test"].n_patients, config.n_draws, np.random.default_rng(run.seed))
@@ -276,6 +272,7 @@ def main() -> None:
     compared = compare_arms(values=values, resampled=resampled, scored=scored["test"], arms=run.arms, pairs=pairs,
                             labels=cohort.labels, groups=groups_of(cohort))
     verdict = decide_verdict(compared, cohort, config, n_seeds=run.n_seeds, preregistered=preregistered)
+    verdict["sentences"] += unit_sentences(images, cohort)
     facts, doses = dose_response(compared, metrics, config, chosen)
     beside = doses | beside_the_endpoint(compared, scored, cohort, run, config, metrics=metrics, draws=draws)
     beside |= model_scores(run, images, metrics, asdict(config.endpoint), unit=config.unit, n_folds=n_folds)

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from classify.comparison.measuring import Scored, groups_of, metric_rows, read_scored
+from classify.comparison.measuring import Scored, groups_of, metric_rows
 from classify.ensembling.folds import FOLD, TEST
 from classify.ensembling.models import TABLE, ensemble_folder, model_folder, models_of, single_folders
-from classify.ensembling.studies import pool_studies
+from classify.ensembling.studies import read_units
 from cohort.config import Run
 from cohort.stage import verify
 from cohort.tables import Cohort, predictions_schema, read_table
@@ -53,8 +53,7 @@ def model_rows(
     """
     parts = []
     if run.members:
-        scored = read_scored(single_folders(run, 0), cohort, weights=weights)
-        found = metric_rows(*pool_studies(scored, cohort) if unit == "study" else (scored, cohort))
+        found = metric_rows(*read_units(single_folders(run, 0), cohort, weights=weights, unit=unit))
         split = found["arm"].str.rsplit("@", n=1, expand=True)
         parts += [found.assign(arm=split[0], model=split[1]), metrics.assign(model=ENSEMBLE)]
     if n_folds:

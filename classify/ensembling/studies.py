@@ -15,16 +15,39 @@ Not promised: comparability of a metric by study with one by image; the two coun
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from classify.comparison.measuring import Scored
+from classify.comparison.measuring import Scored, read_scored
 from classify.ensembling.averaging import mix
 from cohort.tables import Cohort
 
 LATERAL = "LATERAL"
+UNITS = ("image", "study")
+"""What can be scored."""
+
+
+def read_units(
+    folders: Mapping[tuple[str, int], Path], cohort: Cohort, *, weights: str, unit: str
+) -> tuple[dict[str, Scored], Cohort]:
+    """The predictions in ``folders`` (``measuring.read_scored``) by image or by study, and a cohort to match.
+
+    Raises ``TailfillError`` as ``read_scored`` does.
+    """
+    scored = read_scored(folders, cohort, weights=weights)
+    return pool_studies(scored, cohort) if unit == "study" else (scored, cohort)
+
+
+def unit_sentences(images: Cohort, units: Cohort) -> list[str]:
+    """What a reader must know where the units of test are not images; ``units``: from ``read_units``."""
+    n_images, n_units = len(images.split("test")), len(units.split("test"))
+    if n_images == n_units:
+        return []
+    return [f"Scored by study: {n_units:,} test studies of {n_images:,} images. Wherever images of validation or test "
+            "are counted, studies are meant."]
 
 
 def pool_studies(scored: Mapping[str, Scored], cohort: Cohort) -> tuple[dict[str, Scored], Cohort]:

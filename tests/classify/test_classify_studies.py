@@ -122,6 +122,8 @@ def test_compare_by_study_counts_studies_and_fixes_the_unit(tmp_path, monkeypatc
     folders = {(arm, seed): tmp_path / "predictions" / arm / f"seed_{seed}" for arm in made.arms for seed in range(3)}
     pooled, _ = pool_studies(read_scored(folders, cohort, weights="ema"), cohort)
     test = pooled["test"]
+    assert f"Scored by study: {len(test.patients)} test studies of 240 images" in " ".join(
+        stamp["extra"]["verdict"]["sentences"])
     assert stamp["counts"]["test_images"] == len(test.patients) < (cohort.frame["split"] == "test").sum()
     table = made.table("comparison")
     value = table[(table["arm"] == "real") & table["rival"].isna() & (table["label"] == "Effusion")
