@@ -87,16 +87,6 @@ class Plot:
     kind: str = field(default="plot", init=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One line: x and y of equal length, NaN where nothing was measured."""
-
-    series: int
-    x: np.ndarray
-    y: np.ndarray
-    faint: bool = False
-
-
 def arm_series(arm: str, arms: Sequence[str]) -> int:
     """The colour and marker of an arm: fixed for the four standard ones, the rest share what is left."""
     others = [name for name in arms if name not in ARMS]
@@ -123,29 +113,6 @@ def row_plot(rows: Sequence[Row], *, title: str, names: Mapping[str, int], axis:
     return Plot(title=title, wide=drawn[0], narrow=drawn[1], legend=legend(names) if len(names) > 1 else (), note=note)
 
 
-def curve_plot(curves: Sequence[Curve], *, title: str, xlabel: str, names: Mapping[str, int], note: str = "",
-               ylim: tuple[float, float] | None = None) -> Plot:
-    """Lines over training steps as one small panel; both forms are the same, since small panels simply wrap.
-
-    Panels that are to be compared get one ``ylim``.
-    """
-    with mpl.rc_context(_style(title)):
-        figure = Figure(figsize=(290 / 72, 190 / 72))
-        axes = figure.add_axes((0.15, 0.22, 0.82, 0.72))
-        for curve in curves:
-            shown = np.isfinite(curve.y)
-            axes.plot(curve.x[shown], curve.y[shown], color=SERIES[curve.series], lw=1 if curve.faint else 1.8,
-                      alpha=0.45 if curve.faint else 1, solid_capstyle="round")
-        _quiet(axes, grid="y")
-        axes.set_xlabel(xlabel, color=MUTED)
-        axes.locator_params(axis="x", nbins=4)
-        axes.locator_params(axis="y", nbins=4)
-        axes.set_ylim(ylim)
-        svg = _svg(figure, title)
-    lines = tuple(("━", number, name) for name, number in names.items())
-    return Plot(title=title, wide=svg, narrow=svg, legend=lines if len(names) > 1 else (), note=note, small=True)
-
-
 def _row_svg(rows: Sequence[Row], *, width: int, axis: Axis, name: str) -> Markup:
     """One form of a row plot."""
     wide = width == WIDE
@@ -153,7 +120,7 @@ def _row_svg(rows: Sequence[Row], *, width: int, axis: Axis, name: str) -> Marku
     n_marks = max((len(row.marks) for row in rows), default=1)
     row_height = max(ROW, 8 + 9 * n_marks)
     height = row_height * len(rows) + PAD + (20 if axis.ends or axis.lines else 0)
-    with mpl.rc_context(_style(name)):
+    with mpl.rc_context(svg_style(name)):
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_axes((left, PAD / height, right - left, row_height * len(rows) / height))
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -162,7 +129,7 @@ def _row_svg(rows: Sequence[Row], *, width: int, axis: Axis, name: str) -> Marku
         for y, row in enumerate(rows):
             _draw_row(axes, row, y, spread=min(0.62, 9 * (len(row.marks) - 1) / row_height), zero=axis.zero)
             _row_text(figure, row, y=(PAD + row_height * (len(rows) - y - 0.5)) / height, wide=wide)
-        _quiet(axes, grid="x")
+        quiet(axes, grid="x")
         size = FONT if wide else SMALL
         for value in {0.0: ""} if axis.zero else axis.lines:
             axes.axvline(value, color=INK, lw=1, zorder=1)
@@ -172,7 +139,7 @@ def _row_svg(rows: Sequence[Row], *, width: int, axis: Axis, name: str) -> Marku
         for word, side in zip(axis.ends or (), (0, 1), strict=False):
             figure.text((left, right)[side], 1, f"{word} →" if side else f"← {word}", color=MUTED, va="top",
                         ha="right" if side else "left", fontsize=size)
-        return _svg(figure, name)
+        return svg_of(figure, name)
 
 
 def _draw_row(axes: Axes, row: Row, y: int, *, spread: float, zero: bool) -> None:
@@ -233,8 +200,8 @@ def _scale(axes: Axes, rows: Sequence[Row], axis: Axis, *, n_ticks: int) -> None
         axes.set_xlim((max(low, 0.5) / 1.6, high * 1.6) if axis.log else (low - room, high + room))
 
 
-def _quiet(axes: Axes, *, grid: str) -> None:
-    """No box, hairline grid, muted ticks."""
+def quiet(axes: Axes, *, grid: str) -> None:
+    """For any figure of the page: no box, hairline grid, muted ticks."""
     for side in ("top", "left", "right"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
@@ -243,12 +210,13 @@ def _quiet(axes: Axes, *, grid: str) -> None:
     axes.tick_params(length=0, colors=MUTED, which="both", pad=6)
 
 
-def _style(name: str) -> dict[Any, Any]:
+def svg_style(name: str) -> dict[Any, Any]:
+    """Matplotlib's settings for a figure of this name, which is unique in the page."""
     return {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": FONT,
             "axes.unicode_minus": True, "path.simplify": True}
 
 
-def _svg(figure: Figure, name: str) -> Markup:
+def svg_of(figure: Figure, name: str) -> Markup:
     """Serialise without prolog, namespaces or metadata; ids made unique in the page; colours as CSS variables."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None,

@@ -21,6 +21,7 @@ from typing import Any
 import jinja2
 
 from classify.pages.accounts import cost_chapter, curves_chapter, scarcity_chapter, settings_chapter
+from classify.pages.amounts import amount_chapters
 from classify.pages.blocks import Chapter
 from classify.pages.cautions import control_chapters, signature_chapters
 from classify.pages.evidence import Evidence, load_evidence, report_inputs
@@ -70,6 +71,7 @@ def chapters(evidence: Evidence, config: ReportConfig) -> list[Chapter]:
         fidelity_chapter(evidence),
         *originality_chapters(evidence, n_samples=config.n_samples, picture_px=config.picture_px),
         metrics_chapter(evidence),
+        *amount_chapters(evidence),
         *subgroup_chapters(evidence),
         curves_chapter(evidence),
         cost_chapter(evidence),

@@ -179,7 +179,10 @@ def load_evidence(run: Run) -> Evidence:
 
 
 def optional_table(file: Path) -> pd.DataFrame:
-    """A table that may be absent: empty then."""
+    """A table that may be absent: empty then; raises ``TailfillError`` for one that is not as its stamp says."""
+    stamp = read_stamp(file.parent)
+    if stamp is not None and file.name in stamp["outputs"]:
+        return read_table(verify(file.parent, stamp["stage"], file.name))
     return read_table(file) if file.is_file() else pd.DataFrame()
 
 

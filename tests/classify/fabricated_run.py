@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from classify.arms.amounts import plain_arms
 from classify.comparison.controls import COLUMNS, control_sentence
 from classify.comparison.metrics import METRICS
 from classify.comparison.pairs import ABOUT, default_pairs, slot_rivals
@@ -200,11 +201,11 @@ def build_comparison(folder: Path, labels: dict[str, str], rng: np.random.Genera
         "sentences": ["Whether synthetic helps the tail group: cannot say.", f"Hernia has 4, {HOSTILE} has 7."],
         "endpoint": {"metric": "AP", "group": "tail", "arm": "synthetic", "rival": "duplicate", "weights": "ema"}}
     if "oracle" in arms:
-        tables["recovered.parquet"] = recovered(slot_rivals(arms), list(supports))
+        tables["recovered.parquet"] = recovered(slot_rivals(plain_arms(arms)), list(supports))
         verdict["recovered"] = recovered_sentence(tables["recovered.parquet"], arm="synthetic", label="tail",
                                                   metric="AP")
     if "control" in labels.values():
-        rivals = list(slot_rivals(arms).items())
+        rivals = list(slot_rivals(plain_arms(arms)).items())
         chosen = frame[pd.Series(list(zip(frame["arm"], frame["rival"], strict=True)), index=frame.index).isin(rivals)
                        & frame["label"].replace(labels).eq("control")]
         tables["controls.parquet"] = chosen.assign(

@@ -1,21 +1,24 @@
 """The report's chapters of sub-groups and failure signatures, and its count of looks, on made-up tables."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated_run import ARMS, HOSTILE, build_run
+from fabricated_run import HOSTILE, build_run
 
 import cohort.stage
 from classify.comparison.signatures import COLUMNS as SIGNATURE_COLUMNS
-from classify.comparison.subgroups import COLUMNS, FNR, GAP, GROUPS, RANKING
+from classify.comparison.subgroups import COLUMNS, FNR, GAPS, GROUPS, RANKING
 from classify.pages.cautions import signature_chapters
 from classify.pages.evidence import Evidence, load_evidence
 from classify.pages.results import verdict_chapter
 from classify.pages.subgroups import subgroup_chapters
 from classify.report import ReportConfig, render
 from classify.verdict.looks import LOOKS, record_look
+
+COMPARED = (("synthetic", None), ("duplicate", None), ("synthetic", "duplicate"))
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +37,15 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> Evidence:
 def subgroups() -> pd.DataFrame:
     """Women have positives enough, men have few and no interval."""
     rows = []
-    for subgroup, n in (("F", 40), ("M", 7)):
-        for label, arm, metric in ((x, arm, m) for x in GROUPS for arm in ARMS for m in (*RANKING, FNR, GAP)):
-            few = n < 20
-            rows.append({"attribute": "sex", "subgroup": subgroup, "label": label, "arm": arm, "metric": metric,
-                         "value": 0.25, "ci_low": np.nan if few else 0.125, "ci_high": np.nan if few else 0.375,
-                         "n_images": 1234, "n_positive_images": n, "n_positive_patients": n, "n_classes": 2, "few": few,
-                         "reason": "fewer than 10 positive patients" if few else None})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    for (subgroup, n), label, (arm, rival) in product((("F", 40), ("M", 7)), GROUPS, COMPARED):
+        few = n < 20
+        rows += [{"attribute": "sex", "subgroup": subgroup, "label": label, "arm": arm, "rival": rival,
+                  "metric": metric, "value": 0.25, "ci_low": np.nan if few else 0.125,
+                  "ci_high": np.nan if few else 0.375, "n_images": 1234, "n_positive_images": n,
+                  "n_positive_patients": n, "n_classes": 2, "few": few,
+                  "reason": "fewer than 10 positive patients" if few else None}
+                 for metric in (*RANKING, FNR, *GAPS)]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"rival": "str"})
 
 
 def signatures() -> pd.DataFrame:
@@ -59,22 +63,33 @@ def test_both_chapters_stand_in_both_files_and_escape_names(evidence: Evidence) 
     page = files["report.html"]
     assert page.index('id="signatures"') < page.index('id="metrics"') < page.index('id="subgroups"')
     assert "<script" not in page
-    assert page.count('<tr class="grey">') == 4  # ranking and missed findings, of the tail and of all
+    assert page.count('<tr class="grey">') == 4  # differences and levels, of the tail and of all
     for words in ("The smallest is small.", "Two are flagged.", "sex alone ranks about as well"):
         assert words in page
         assert words in files["report.md"]
 
 
 def test_small_sub_groups_are_marked_without_colour_and_left_out_of_the_figure(evidence: Evidence) -> None:
-    plot, *tables = subgroup_chapters(evidence)[0].blocks
-    assert "sex F" in plot.wide
-    assert "sex M" not in plot.wide
+    gains, gaps, *tables = subgroup_chapters(evidence)[0].blocks
+    for plot in (gains, gaps):
+        assert "sex F" in plot.wide
+        assert "sex M" not in plot.wide
+    assert "+0.250  (+0.125 to +0.375)" in gains.wide
     for table in tables:
         assert [row[0] for row in table.rows] == ["sex F", "sex M*"]
         assert table.grey == {1}
         assert table.notes[0].startswith("* Fewer than 20 positive patients")
-    assert tables[0].rows[0][4] == "0.25 (0.12 to 0.38)"
-    assert tables[0].rows[1][4] == "0.25 — (a)"
+    assert tables[0].columns[4:] == ("AP", "AUROC", "AUROC gap", "FNR", "FNR gap")
+    assert tables[0].rows[0][4] == "+0.25 (+0.12 to +0.38)"
+    assert tables[1].rows[0][4] == "0.25 (0.12 to 0.38)"
+    assert tables[1].rows[1][4] == "0.25 — (a)"
+
+
+def test_a_table_from_before_differences_were_measured_is_not_mistaken_for_one(evidence: Evidence) -> None:
+    older = replace(evidence, subgroups=evidence.subgroups.drop(columns="rival"))
+    (chapter,) = subgroup_chapters(older)
+    assert chapter.blocks == ()
+    assert "compare again" in chapter.words[0]
 
 
 def test_checks_that_were_not_possible_say_why(evidence: Evidence) -> None:
