@@ -1,12 +1,12 @@
 """Image files to 8-bit grey arrays: the one way in which Tailfill reads a radiograph.
 
-PNG and JPEG, 8 or 16 bit, grey, colour, palette, with or without alpha (which is dropped). The image is squeezed to a
-square with an antialiased filter; its sides are not padded or cropped, so that nothing at the border of a lung is lost.
-16-bit values are scaled by the full range of the format (65535 -> 255), never by the image's own minimum and maximum:
-brightness must mean the same in each image of a set. An unreadable or truncated file is an error that names it, never a
-blank.
+PNG and JPEG, 8 or 16 bit, grey, colour, palette, with or without alpha (which is dropped); DICOM by ``cohort.dicom``.
+The image is squeezed to a square with an antialiased filter; its sides are not padded or cropped, so that nothing at
+the border of a lung is lost. 16-bit values are scaled by the full range of the format (65535 -> 255), never by the
+image's own minimum and maximum: brightness must mean the same in each image of a set. An unreadable or truncated file
+is an error that names it, never a blank.
 
-Not promised: DICOM, EXIF rotation, or a window chosen for 12-bit data stored in 16 bits.
+Not promised: EXIF rotation, or a window chosen for 12-bit data stored in 16 bits.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from cohort.dicom.header import is_dicom
 from cohort.errors import TailfillError
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,15 @@ UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError
 
 
 def open_grey(path: Path) -> Image.Image:
-    """The decoded image in mode ``L``, or ``F`` with values 0 to 255 where the file has 16 bits.
+    """The decoded image in mode ``L``, or ``F`` with values 0 to 255 where the file has 16 bits or is DICOM.
 
     Raises ``TailfillError`` naming the file when it is missing, unreadable, truncated or of another kind.
     """
     try:
+        if is_dicom(path):
+            from cohort.dicom.pixels import read_display  # important: not at the top, other files need no pydicom
+
+            return Image.fromarray(read_display(path))
         with Image.open(path) as image:
             image.load()
             return _to_grey(image)

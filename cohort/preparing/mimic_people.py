@@ -7,13 +7,12 @@ all written as 91 by MIMIC-IV.
 """
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.preparing.people import OLDEST, parse_age, parse_id, parse_sex
+from cohort.preparing.people import OLDEST, parse_age, parse_sex, patient_ids
 from cohort.sources.rows import read_rows
 
 log = logging.getLogger(__name__)
@@ -42,27 +41,18 @@ def read_people(file: Path) -> pd.DataFrame:
     people = pd.DataFrame({"sex": rows.strings("gender", parse_sex),
                            **{key: _numbers(rows.translate(key, parse_age if key == "anchor_age" else _year))
                               for key in ("anchor_age", "anchor_year")}}, index=rows.lines)
-    people.index = pd.Index(rows.strings("subject_id", lambda text: parse_id(text, "patient id")))
-    _refuse(file, rows.bad, people.index)
-    return people
+    names = patient_ids(rows, "subject_id")
+    rows.require_all(unique=names)
+    return people.set_axis(pd.Index(names))
 
 
 def read_years(file: Path) -> pd.Series:
     """Year of the study by image, from MIMIC-CXR-JPG's metadata table."""
     rows = read_rows(file, ["dicom_id", "StudyDate"])
     years = pd.Series(_numbers(rows.translate("StudyDate", lambda text: _year(text[:4]))))
-    years.index = pd.Index(rows.text("dicom_id"))
-    _refuse(file, rows.bad, years.index)
-    return years
-
-
-def _refuse(file: Path, bad: Mapping[int, str], names: pd.Index) -> None:
-    """Raise ``TailfillError`` for a joined table with bad rows or doubled ids: it is no list of images to skip from."""
-    if bad:
-        line = min(bad)
-        raise TailfillError(f"{file} row {line}: {bad[line]}" + (f"; and {len(bad) - 1} more" if len(bad) > 1 else ""))
-    if names.has_duplicates:
-        raise TailfillError(f"{file}: '{names[names.duplicated()][0]}' stands there twice")
+    names = rows.text("dicom_id")
+    rows.require_all(unique=names)
+    return years.set_axis(pd.Index(names))
 
 
 def _numbers(translated: tuple) -> pd.api.extensions.ExtensionArray:

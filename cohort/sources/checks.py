@@ -24,7 +24,7 @@ def reject_duplicates(table: SourceTable) -> None:
     """Reject every row whose image id, or whose file, came before."""
     for column, what in (("image_id", "image id"), ("path", "path")):
         frame = table.frame
-        repeated = frame[frame.duplicated(column)]
+        repeated = frame[frame.duplicated([column] if column == "image_id" else ["root", column])]
         names = frame[frame[column].isin(repeated[column])].drop_duplicates(column)[column]
         first = {name: position for position, name in names.items()}
         _reject(table, {position: f"{what} '{name}' is already in {_told(table, first[name], position)}"
@@ -49,7 +49,7 @@ def reject_unreadable(
 
     ``journal``: where images that were decoded are remembered, for a run that is killed.
     """
-    if check == "none":
+    if check == "none" or table.roots:  # several roots: cohorts that were checked when they were prepared
         return
     paths = [root / name for name in table.frame["path"]]
     found = find_missing(paths) if check == "exist" else find_unreadable(paths, threads=threads, journal=journal)

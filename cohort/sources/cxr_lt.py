@@ -99,13 +99,18 @@ def read_split(table: SourceTable, split: str, known: tuple[str, ...], *, number
         "patient_id": patient_ids(rows, "subject_id"), "study_id": rows.strings("study_id", read_study),
     }
     check_against_path(rows, cells)
-    cells |= describe_person(rows, table.nulled, view="ViewPosition", age=None, sex=None)
-    if CODED_VIEW in rows.table.column_names:
-        cells["view"] = cells["view"].fillna(rows.strings(CODED_VIEW, parse_view))
+    cells |= fill_view(rows, describe_person(rows, table.nulled, view="ViewPosition", age=None, sex=None))
     labels = rows.labels(table.space, {label: label for label in known}, zero_or_one)
     table.bad += rows.bad_rows(names)
     table.n_read += rows.n_read
     return assemble(rows, cells, labels)
+
+
+def fill_view(rows: Rows, person: dict[str, pd.Series]) -> dict[str, pd.Series]:
+    """``person`` with the view's code where the view itself is unknown, for files that have the code."""
+    if CODED_VIEW not in rows.table.column_names:
+        return person
+    return person | {"view": person["view"].fillna(rows.strings(CODED_VIEW, parse_view))}
 
 
 def read_study(text: str) -> str:

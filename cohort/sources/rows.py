@@ -12,7 +12,7 @@ silence.
 import csv
 import gzip
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -146,6 +146,23 @@ class Rows:
         codes, answers = self.translate(column, function)
         return pd.DataFrame({label: int8([None if answer is None else answer[label] for answer in answers], codes)
                              for label in space.labels}, index=self.lines)
+
+    def only(self, lines: pd.Index) -> "Rows":
+        """The same file with these lines alone."""
+        chosen = np.isin(self.lines, lines)
+        return replace(self, table=self.table.filter(pa.array(chosen)), lines=self.lines[chosen])
+
+    def require_all(self, *, unique: pd.Series | None = None) -> None:
+        """Raise ``TailfillError`` for the first bad row, or an id in ``unique`` that stands twice.
+
+        For a table that is joined to others: its rows are no images that could be skipped.
+        """
+        if self.bad:
+            line = min(self.bad)
+            more = f"; and {len(self.bad) - 1} more" if len(self.bad) > 1 else ""
+            raise TailfillError(f"{self.file} row {line}: {self.bad[line]}{more}")
+        if unique is not None and unique.duplicated().any():
+            raise TailfillError(f"{self.file}: '{unique[unique.duplicated()].iloc[0]}' stands there twice")
 
     def bad_rows(self, ids: pd.Series) -> list[BadRow]:
         """The bad rows in the order of their lines; ``ids``: the image's id by line, null where unknown."""
