@@ -35,6 +35,7 @@ from classify.arms.rivals import ARMS
 from classify.ensembling.members import member_config, split_name
 from classify.learning.features import load_features
 from classify.learning.fitting import Learner, Recipe, feed_features, feed_pixels, fit, stream
+from classify.learning.heads import HEADS
 from classify.learning.losses import LOSSES, best_constant
 from classify.learning.models import CARD, Card, head_of, reset_head, save_card, save_weights
 from classify.learning.settings import FIRST_EXTRA_SEED, TrainConfig
@@ -170,11 +171,13 @@ def prepare_patients(
     check_no_overlap(folder, cohort)
 
 
-def renew_head(model: nn.Module, bias: torch.Tensor) -> None:
+def renew_head(model: nn.Module, card: Card, bias: torch.Tensor, *, seed: int) -> None:
     """Freeze all of ``model`` but its head, which starts anew with ``bias``, float32 (n_labels,), for every image."""
     model.requires_grad_(False)
+    head = head_of(model)[1].requires_grad_(True)
+    torch.manual_seed(seed)  # layers draw initial weights from the global generator
+    head.load_state_dict(HEADS[card.head](head.in_features, len(bias)).state_dict())
     reset_head(model, bias)
-    head_of(model)[1].requires_grad_(True)
 
 
 def write_results(
@@ -237,7 +240,8 @@ def train(job: Job) -> None:
                                                          device=accelerator.device) for images in slots.images])
     learner = fit(learns, slots, feed, loss, recipe=job.recipe, checkpoint=stage.folder / CHECKPOINT,
                   accelerator=accelerator,
-                  renew_head=partial(renew_head, model, bias) if ARMS[job.arm].renews_head else None)
+                  renew_head=partial(renew_head, model, card, bias, seed=stream(job.entropy, 0, 2))
+                  if ARMS[job.arm].renews_head else None)
     if accelerator.is_main_process:
         known = not job.config.pretrained if job.start is None else is_known(job.start.folder, cohort)
         write_results(job, stage, learner, card, model=model, prefix=prefix, n_slots=len(slots.index), extra={

@@ -88,8 +88,8 @@ def balanced_slots(cohort: Cohort, rng: np.random.Generator) -> pd.DataFrame:
 
     Class-balanced sampling (Kang et al. 2020, 1910.09217, equation 1 with q = 0) where images have several labels: a
     label uniformly, then one of its positives uniformly, so that an image's share is the sum of 1 / n_k over its labels
-    (Wu et al. 2020, 2007.09654, section 3.1). Here they are dealt, not drawn: those of a label come up equally often but
-    for one. Images that are positive for nothing stand for one label more, or no head would meet them; a label
+    (Wu et al. 2020, 2007.09654, section 3.1). Here they are dealt, not drawn: a label's images come up equally often,
+    give or take one. Images that are positive for nothing stand for one label more, or no head would meet them; a label
     without a positive has no slots.
     """
     train = cohort.split("train")

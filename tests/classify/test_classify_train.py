@@ -1,8 +1,5 @@
-"""Training: a kill changes nothing, arms share their steps, starts and refusals, and two processes average."""
+"""Training: a kill changes nothing, and arms share their steps, starts and refusals."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,28 +134,6 @@ def test_a_test_patient_stops_training(tmp_path):
     with pytest.raises(TailfillError, match="1 patients of the splits test"):
         go(run)
     assert not (tmp_path / "train" / "real" / "seed_0" / "_stage.json").exists()
-
-
-def test_two_processes_do_the_same_steps_and_average(run, tmp_path):
-    """Two real processes over gloo end near one process: the global batch and its gradient are the same."""
-    single = go(run, replace(CONFIG, drop_path=0.0))
-    other = tmp_path / "pair"
-    write_arm(replace(run, run=str(other), cohort=str(run.cohort_folder)), ArmConfig(), arm="real", seed=0)
-    options = {"run": other, "cohort": run.cohort_folder, "tracker": "none", "threads": 1, "arm": "real",
-               "arm-seed": 0, "train.model": CONFIG.model, "train.image_size": 32, "train.steps": 6,
-               "train.init_seed": "null", "train.batch_size": 8, "train.warmup_share": 0.2, "train.base_steps": 6}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-               "--main_process_port", "0", str(Path(fitting.__file__).parents[1] / "train.py")]
-    done = subprocess.run([*command, *(word for key, value in options.items() for word in (f"--{key}", str(value)))],
-                          env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    stamp = require(other / "train" / "real" / "seed_0", "train")
-    assert stamp["extra"]["processes"] == 2
-    assert stamp["counts"]["steps"] == 6
-    pair = load_file(other / "train" / "real" / "seed_0" / "raw.safetensors")
-    for key, value in load_file(single / "raw.safetensors").items():
-        torch.testing.assert_close(pair[key], value, atol=2e-4, rtol=1e-3)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
