@@ -28,8 +28,10 @@ from cohort.errors import TailfillError
 from cohort.tables import load_cohort
 from prompts.scarcity import find_scarce
 
-LEFT_OUT = ("prepare", "oracle", "external", "reconstruct", "rehearsal")
+LEFT_OUT = ("prepare", "oracle", "external", "reconstruct", "rehearsal", "ensemble")
 """Sections that a run does not have: its cohorts stand in its folder already."""
+ONE_EACH: dict[str, Any] = {"n_seeds": 1, "tracker": "none", "members": {}, "amounts": []}
+"""Of each arm there is one model, at one amount."""
 HEAD_TRAINING = {"head_only": True, "init_seed": None, "steps": 400, "base_steps": 400, "lr": 1e-2, "base_lr": 1e-2}
 """How ``quick`` trains where the experiment itself trains all weights (classify/learning/settings.py: a learning rate
 of .01 and 300 to 600 steps converge)."""
@@ -132,9 +134,9 @@ def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
     """The configuration of one run, in plain types."""
     section, config, folder = rehearsal.section, rehearsal.config, rehearsal.folder / cell.name
     child = {key: value for key, value in config.items() if key not in LEFT_OUT}
-    child |= {"run": str(folder), "cohort": str(folder / "cohort"), "seed": rehearsal.seed_of(cell), "n_seeds": 1,
-              "arms": list(section.arms), "tracker": "none"}
-    child["plan"] = plan_of(rehearsal, cell)
+    child |= {"run": str(folder), "cohort": str(folder / "cohort"), "seed": rehearsal.seed_of(cell),
+              "arms": list(section.arms), **ONE_EACH}
+    child["plan"], child["compare"] = plan_of(rehearsal, cell), {**config["compare"], "pairs": None}
     child["filter"] = {**config["filter"], "reconstructed": False}
     child["finetune"] = {**config["finetune"], "steps": finetune_steps(rehearsal)}
     if "autoencoder" in child:
@@ -182,7 +184,7 @@ def base_config(rehearsal: Rehearsal) -> dict[str, Any]:
     config, folder = rehearsal.config, rehearsal.base
     base = {key: value for key, value in config.items() if key not in LEFT_OUT}
     return base | {
-        "run": str(folder), "cohort": str(folder / "cohort"), "n_seeds": 1, "tracker": "none",
+        "run": str(folder), "cohort": str(folder / "cohort"), **ONE_EACH,
         "train": {**config["train"], "head_only": False, "init_seed": rehearsal.start_seed},
     }
 
