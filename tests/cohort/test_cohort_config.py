@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from cohort.config import Options, check_keys, hub_or_path, load_yaml, parse, path, resolve_paths
+from cohort.config import (
+    Options,
+    check_keys,
+    hub_or_path,
+    load_yaml,
+    parse,
+    path,
+    resolve_members,
+    resolve_paths,
+)
 from cohort.errors import TailfillError
 
 
@@ -135,3 +144,14 @@ def test_the_pieces_raise_for_a_stage_to_report(tmp_path: Path) -> None:
     with pytest.raises(TailfillError, match="cannot be read"):
         load_yaml(tmp_path / "none.yaml")
     assert resolve_paths({"table": "/abs/t.csv"}, PlanSection, tmp_path)["table"] == "/abs/t.csv"
+
+
+def test_members_are_checked_and_resolved_like_the_section_that_they_change(tmp_path: Path) -> None:
+    content = {"run": "r", "members": {"a": {"table": "t.csv"}, "b": {}}}
+    found = resolve_members(content, {"train": PlanSection}, tmp_path, where="config x")
+    assert found == {"run": "r", "members": {"a": {"table": str(tmp_path / "t.csv")}, "b": {}}}
+    assert resolve_members(content, {"plan": PlanSection}, tmp_path, where="config x") == content
+    with pytest.raises(TailfillError, match=r"config x: members\.a: unknown key 'totl'; did you mean 'total'"):
+        resolve_members({"members": {"a": {"totl": 3}}}, {"train": PlanSection}, tmp_path, where="config x")
+    with pytest.raises(TailfillError, match=r"members\.a: is None; wanted: a mapping"):
+        resolve_members({"members": {"a": None}}, {"train": PlanSection}, tmp_path, where="config x")
