@@ -6,7 +6,7 @@ numbers only here, as part of a comparison, which counts as a look at test.
 Not promised: intervals; the ensemble itself has them, being what is compared.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -86,7 +86,7 @@ def model_sentence(table: pd.DataFrame, *, arm: str, group: str, metric: str) ->
     """The ensemble's score on test beside its best and its worst member's, in words."""
     own = table[(table["arm"] == arm) & (table["label"] == group) & (table["metric"] == metric)
                 & (table["split"] == TEST)]
-    means: Mapping[str, float] = own.groupby("model", sort=False)["value"].mean().to_dict()
+    means: Mapping[Hashable, float] = own.groupby("model", sort=False)["value"].mean().to_dict()
     single = {model: value for model, value in means.items() if model != ENSEMBLE}
     if own["value"].isna().all():
         return f"Members: {metric} of the group {group} is undefined on test."
