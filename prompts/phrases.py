@@ -22,61 +22,13 @@ from functools import lru_cache
 
 from cohort.errors import TailfillError
 from cohort.tables import SEXES, VIEWS
+from cohort.vocabulary.findings import wordings
 
 MAX_TOKENS = 75
 """CLIP's 77 positions without the start and end tokens."""
 
-WORDINGS: dict[str, tuple[str, ...]] = {
-    # NIH ChestX-ray14 and CXR-LT 2024, by CXR-LT's names; the first wording is the short one.
-    "Adenopathy": ("adenopathy", "hilar or mediastinal adenopathy"),
-    "Atelectasis": ("atelectasis", "atelectasis with volume loss"),
-    "Azygos Lobe": ("azygos lobe", "azygos lobe with azygos fissure"),
-    "Bulla": ("bulla", "thin-walled bulla"),
-    "Calcification of the Aorta": ("calcification of the aorta", "calcification of the aorta wall"),
-    "Cardiomegaly": ("cardiomegaly", "cardiomegaly with an enlarged heart"),
-    "Cardiomyopathy": ("cardiomyopathy", "signs of cardiomyopathy"),
-    "Clavicle Fracture": ("clavicle fracture", "clavicle fracture line"),
-    "Consolidation": ("consolidation", "airspace consolidation"),
-    "Edema": ("pulmonary edema", "pulmonary edema with vascular congestion"),
-    "Effusion": ("effusion", "pleural effusion with a blunted angle"),
-    "Emphysema": ("emphysema", "emphysema with hyperinflated lungs"),
-    "Enlarged Cardiomediastinum": ("enlarged cardiomediastinum", "enlarged cardiomediastinum silhouette"),
-    "Fibrosis": ("fibrosis", "pulmonary fibrosis with reticular opacities"),
-    "Fissure": ("fissure", "visible fissure"),
-    "Fracture": ("fracture", "bone fracture"),
-    "Granuloma": ("granuloma", "calcified granuloma"),
-    "Hernia": ("hiatal hernia", "hiatal hernia behind the heart"),
-    "Hilum": ("prominent hilum", "prominent hilum contour"),
-    "Hydropneumothorax": ("hydropneumothorax", "hydropneumothorax with an air-fluid level"),
-    "Infarction": ("infarction", "pulmonary infarction"),
-    "Infiltration": ("infiltration", "lung infiltration"),
-    "Kyphosis": ("kyphosis", "kyphosis of the thoracic spine"),
-    "Lobar Atelectasis": ("lobar atelectasis", "lobar atelectasis with a collapsed lobe"),
-    "Lung Lesion": ("lung lesion", "focal lung lesion"),
-    "Lung Opacity": ("lung opacity", "parenchymal lung opacity"),
-    "Mass": ("lung mass", "focal lung mass"),
-    "Nodule": ("lung nodule", "focal lung nodule"),
-    "Osteopenia": ("osteopenia", "diffuse osteopenia of the bones"),
-    "Pleural Effusion": ("pleural effusion", "layering pleural effusion"),
-    "Pleural Other": ("other pleural abnormality", "other pleural disease"),
-    "Pleural Thickening": ("pleural thickening", "visible pleural thickening"),
-    "Pneumomediastinum": ("pneumomediastinum", "pneumomediastinum with air in the mediastinum"),
-    "Pneumonia": ("pneumonia", "pneumonia with airspace opacity"),
-    "Pneumoperitoneum": ("pneumoperitoneum", "pneumoperitoneum with free air below the diaphragm"),
-    "Pneumothorax": ("pneumothorax", "pneumothorax with a visible pleural line"),
-    "Pulmonary Embolism": ("pulmonary embolism", "signs of pulmonary embolism"),
-    "Pulmonary Hypertension": ("pulmonary hypertension", "pulmonary hypertension with enlarged arteries"),
-    "Rib Fracture": ("rib fracture", "rib fracture line"),
-    "Round(ed) Atelectasis": ("rounded atelectasis", "rounded atelectasis next to the pleura"),
-    "Scoliosis": ("scoliosis", "scoliosis of the thoracic spine"),
-    "Subcutaneous Emphysema": ("subcutaneous emphysema", "subcutaneous emphysema in the soft tissues"),
-    "Support Devices": ("support devices", "support devices in place"),
-    "Tortuous Aorta": ("tortuous aorta", "tortuous thoracic aorta"),
-    "Tuberculosis": ("tuberculosis", "pulmonary tuberculosis"),
-    # Not findings but statements that there is none; CXR-LT 2024 says Normal, 2023 says No Finding.
-    "Normal": ("normal heart and lungs", "normal chest"),
-    "No Finding": ("no finding", "no finding of note"),
-}
+WORDINGS: dict[str, tuple[str, ...]] = wordings()
+"""Label to its words, the short one first: ``cohort/vocabulary/findings.yaml``."""
 
 NOTHING = ("no acute cardiopulmonary abnormality", "no abnormality of the lungs", "clear lungs and normal heart")
 
