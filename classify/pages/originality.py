@@ -42,7 +42,7 @@ def _about_copies(evidence: Evidence) -> list[str]:
         if not is_null(row["share"]):
             found.append(
                 f"As a set, {number(100 * row['share'], 1)} % lie nearer to training images than to as many held-out "
-                f"ones (95 % interval, as if images were independent, {number(100 * row['low'], 1)} to "
+                f"ones (95 % interval, those that share a nearest patient as one, {number(100 * row['low'], 1)} to "
                 f"{number(100 * row['high'], 1)} %; 50 % without memorisation, "
                 f"{number(100 * row['if_all_copied'], 1)} % if every image were a copy; "
                 f"{count(row['n'])} images, {count(row['n_per_side'])} patients on either side).")
