@@ -1,5 +1,6 @@
 """Several models made one: members of an arm, folds of patients, and no prediction of a patient learnt from."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -191,3 +192,24 @@ def test_an_experiment_trains_every_member_and_status_knows_them(run):
     for entry in STAGES:
         needed = set(needed_folders(run.folder, entry, config))
         assert {step.folder for step in steps if step.kind == entry.name} <= needed
+
+
+def test_dry_runs_say_what_would_be_done_and_do_nothing(run, invoke, tmp_path):
+    settings = tmp_path / "config.json"
+    settings.write_text(json.dumps({"run": run.run, "threads": 1, "members": MEMBERS, "train": {
+        "model": "test_convnext", "image_size": 32, "steps": 3, "init_seed": None, "batch_size": 8}}))
+    words = ("--config", settings, "--dry-run", "--arm-seed", 0, "--arm")
+    found = invoke("classify.train", *words, "real@r40")
+    assert json.loads(found.stdout)["config"]["image_size"] == 40
+    assert json.loads(found.stdout)["state"] == "complete, nothing to do"
+    found = invoke("classify.predict", *words, "real@r40", "--predict.tta", 4)
+    assert found.code == 2  # other settings than those it was made with
+    assert "tta was None, now 4" in found.stderr
+    found = invoke("classify.ensemble", *words, "real")
+    assert json.loads(found.stdout)["models"] == ["real@r32 seed 0", "real@r40 seed 0"]
+    for module, name, said in (("classify.train", "real", "wanted: one of real@r32, real@r40"),
+                               ("classify.predict", "real@r41", "no member 'r41'"),
+                               ("classify.ensemble", "rael", "did you mean 'real'")):
+        found = invoke(module, *words, name)
+        assert found.code == 2
+        assert said in found.stderr
