@@ -188,7 +188,7 @@ def curves_chapter(evidence: Evidence) -> Chapter:
         blocks += _arm_panel([(made, table) for made, table in trained if made.arm == arm], f"Classifier, {arm}",
                              arm_series(arm, evidence.arms), ylim=shared)
     sources += ["train/ARM/seed_N/history.parquet"] if trained else []
-    words = "Loss over optimiser steps, one line per seed." if blocks else "No stage of this run left a history."
+    words = "Loss over optimiser steps, one line per model." if blocks else "No stage of this run left a history."
     return Chapter(anchor="curves", title="Training curves", blocks=tuple(blocks), sources=tuple(sources),
                    words=(words,))
 

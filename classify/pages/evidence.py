@@ -51,8 +51,8 @@ class Made:
 
     @property
     def arm(self) -> str | None:
-        """The arm of a folder ``.../ARM/seed_N``, else None."""
-        return None if self.seed is None else self.folder.parent.name
+        """The arm of a folder ``.../ARM/seed_N`` or ``.../ARM@MEMBER/seed_N``, else None."""
+        return None if self.seed is None else self.folder.parent.name.partition("@")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
