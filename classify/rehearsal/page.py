@@ -227,11 +227,12 @@ def images_chapter(found: Findings) -> Chapter:
         for finding in cell.findings:
             rng, strips = np.random.default_rng([found.run.seed, 11]), []
             for title, cohort in (("Real, left in training", kept), ("Real, withheld", withheld)):
-                rows = cohort.split("train")[lambda frame, finding=finding: frame[finding].eq(1).fillna(False)]
+                train = cohort.split("train")
+                rows = train.loc[train[finding].eq(1).fillna(False)]
                 strips.append(_strip(title, rows, cohort.image_paths(rows), rng, cohort.labels))
-            charged = made[made["charged_to"] == finding]
-            for title, rows in (("Generated, kept", charged[charged["keep"]]),
-                                ("Generated, dropped", charged[~charged["keep"]])):
+            charged = made.loc[made["charged_to"] == finding]
+            for title, rows in (("Generated, kept", charged.loc[charged["keep"]]),
+                                ("Generated, dropped", charged.loc[~charged["keep"]])):
                 strips.append(_strip(title, rows, [folder / "images" / str(path) for path in rows["path"]], rng,
                                      kept.labels))
             sheets.append(Sheet(title=f"{finding}, {cell.level} positives", strips=tuple(strips)))

@@ -119,5 +119,7 @@ def _fit(numbers: Array, rule: str) -> Array:
 
 def _design(n_real: Array, rule: str) -> Array:
     """float64 (n, 1) of ones for ``mean``; (n, 2) with log2 n beside them for ``curve``."""
-    ones = np.ones(len(n_real))
-    return ones[:, None] if rule == "mean" else np.stack([ones, np.log2(n_real)], axis=1)
+    found: Array = np.ones((len(n_real), 1 if rule == "mean" else 2))
+    if rule == "curve":
+        found[:, 1] = np.log2(n_real)
+    return found

@@ -104,14 +104,14 @@ def run_rows(cell: Cell, folder: Path) -> pd.DataFrame:
     seen = stamps["synthetic"].get("extra", {}).get("tail_seen", {})
     rows = []
     for finding in cell.findings:
-        own = told[told["label"] == finding].set_index("split")
+        own = {str(row["split"]): row for row in told[told["label"] == finding].to_dict("records")}
         charged = made[made["charged_to"] == finding]
         rows.append({
             "level": cell.level, "seed": cell.seed, "set": cell.place, "finding": finding,
-            **{f"{split}_{key}": int(own.loc[split, key]) for split in ("train", "val")
+            **{f"{split}_{key}": int(own[split][key]) for split in ("train", "val")
                for key in ("n_before", "n_kept", "n_withheld")},
-            "company_before": float(own.loc["train", "company_before"]),
-            "company_after": float(own.loc["train", "company_after"]),
+            "company_before": float(own["train"]["company_before"]),
+            "company_after": float(own["train"]["company_after"]),
             "made": len(charged), "kept": int(charged["keep"].sum()), "slots": seen.get(finding, {}).get("slots", 0),
             "synthetic": seen.get(finding, {}).get("synthetic", 0),
             "new_real": stamps[ORACLE].get("counts", {}).get("new_real", 0),
@@ -142,9 +142,11 @@ def prediction_table(
     group = {TAIL_GROUP: round(float(np.median(list(known.values()))))} if known else {}
     for label, n_real in (counts | group).items():
         told = fitted.predict(n_real)
-        row = {"label": label, "n_real": n_real, "predicted": told.share, "low": told.low, "high": told.high,
-               "reason": told.reason, "measured": np.nan, "measured_low": np.nan, "measured_high": np.nan,
-               "measured_reason": "nobody can supply new patients", "inside": None}
+        row: dict[str, Any] = {
+            "label": label, "n_real": n_real, "predicted": told.share, "low": told.low, "high": told.high,
+            "reason": told.reason, "measured": np.nan, "measured_low": np.nan, "measured_high": np.nan,
+            "measured_reason": "nobody can supply new patients", "inside": None,
+        }
         if tail is not None:
             row |= _measured(tail, label, arm=arm, metric=metric)
             if told.low is not None and told.high is not None and not pd.isna(row["measured"]):

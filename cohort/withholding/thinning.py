@@ -90,11 +90,12 @@ def sets_apart(frame: pd.DataFrame, findings: Sequence[str], *, max_overlap: flo
 
     Each goes into the first set that it may join, in the order given.
     """
-    shares = overlap(frame, findings)
+    shares = overlap(frame, findings).to_numpy()
+    meets = np.maximum(shares, shares.T)
+    place = {finding: at for at, finding in enumerate(findings)}
     sets: list[list[str]] = []
     for finding in findings:
-        free = (one for one in sets if all(max(shares.loc[finding, other], shares.loc[other, finding]) <= max_overlap
-                                           for other in one))
+        free = (one for one in sets if all(meets[place[finding], place[other]] <= max_overlap for other in one))
         chosen = next(free, None)
         if chosen is None:
             sets.append([finding])
