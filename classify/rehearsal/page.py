@@ -132,8 +132,8 @@ def shares_chapter(found: Findings) -> Chapter:
     """Per finding and level: the share against the number of real positives."""
     end, rows, notes, cells = found.endpoint, [], Notes(), []
     metrics = (end.metric, *(metric for metric in ("AUROC", AT_PREVALENCE) if metric != end.metric))
-    for level in found.levels:
-        for label in found.labels:
+    for label in found.labels:
+        for level in found.levels:  # side by side: does the share move with the number of real positives?
             own = found.row(level=level, label=label, arm=end.arm, metric=end.metric)
             rows.append(Row(label=f"{label}, {level}", strong=label == REHEARSED_GROUP,
                             text=percent(own["share"]) if not is_null(own["share"]) else "undefined",
