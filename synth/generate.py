@@ -22,7 +22,7 @@ import datetime
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,11 @@ from tqdm import tqdm
 
 from cohort.config import Options, Run, hub_or_path, parse, require_values
 from cohort.errors import TailfillError, run_command
-from cohort.provenance import FILE, is_known
+from cohort.provenance import is_known
 from cohort.stage import Stage, device_name, read_stamp, require, verify
-from cohort.tables import Cohort, load_cohort
+from cohort.tables import load_cohort
 from synth.drawing.editing import find_sources, load_sources
 from synth.drawing.execution import PRECISIONS
-from synth.drawing.grain import GRAIN, find_grain
 from synth.drawing.parts import IMAGES, BatchWriter, Drawer, assemble
 from synth.drawing.pipelines import (
     DECODE_BATCH,
@@ -100,8 +99,6 @@ class GenerateConfig:
     """Images decoded at a time, 1 or more; memory grows with it."""
     grey: bool = True
     """Save 8-bit grey PNGs (the mean of the channels) rather than RGB."""
-    grain: bool = False
-    """Add the noise that the autoencoder leaves out of real train images, as measured on them: see drawing/grain.py."""
     io_threads: int = 2
     """Threads that encode and write PNGs, 1 or more."""
     limit: int | None = None
@@ -122,7 +119,6 @@ class GenerateConfig:
 class Work:
     """Everything that is known and checked before weights are loaded."""
 
-    cohort: Cohort
     plan: pd.DataFrame
     pipeline: Path
     lora: Path | None
@@ -153,12 +149,11 @@ def prepare(run: Run, config: GenerateConfig) -> Work:
     settings = {key: value for key, value in asdict(config).items() if key not in (*RUNTIME, *PLACES)}
     owner, lora_owner = owning_stage(folder), owning_stage(lora) if lora else None
     inputs = {"plan": run.folder / "plan"} | ({"generator": owner} if owner else {})
-    inputs |= {"lora": lora_owner} if lora_owner else {}
-    inputs |= {"cohort": run.cohort_folder} if sources or config.grain else {}
+    inputs |= ({"lora": lora_owner} if lora_owner else {}) | ({"cohort": run.cohort_folder} if sources else {})
     hashes = {"weights": hash_pipeline(folder, owner), **({"lora_weights": weights_hash(lora)} if lora else {})}
     known = [is_known(place, cohort) for place in (owner, *([lora_owner] if lora else []))]
     stage = Stage("generate", run.folder / "images", config=settings | hashes, inputs=inputs)
-    return Work(cohort=cohort, plan=plan, pipeline=folder, lora=lora, sources=sources, stage=stage,
+    return Work(plan=plan, pipeline=folder, lora=lora, sources=sources, stage=stage,
                 extra=hashes | {"provenance": "known" if all(known) else "unknown", "source_images": len(sources)})
 
 
@@ -214,7 +209,7 @@ def draw_share(accelerator: Accelerator, work: Work, config: GenerateConfig, bat
     )
     log.info("generate: rank %d of %d on %s, attention %s", accelerator.process_index, accelerator.num_processes,
              accelerator.device, attention)
-    sampler = make_sampler(pipeline, [row for _, rows in mine for row in rows], work, config)
+    sampler = make_sampler(pipeline, [row for _, rows in mine for row in rows], work.sources, config)
     drawer = Drawer(rank=accelerator.process_index, world_size=accelerator.num_processes, attention=attention,
                     device=device_name() if accelerator.device.type == "cuda" else accelerator.device.type)
     draw_batches(accelerator, sampler, mine, BatchWriter(work.stage.folder, threads=config.io_threads, drawer=drawer),
@@ -245,8 +240,7 @@ def finish(work: Work, run: Run, config: GenerateConfig, *, left: Sequence[int],
     made, before = int((images["status"] == "ok").sum()), account[~account["batch"].isin(left)]
     seconds = time.monotonic() - began + float((before["seconds"] / before["world_size"]).sum())
     work.stage.finish(
-        outputs=[IMAGES, *([GRAIN, FILE] if config.grain else [])], seconds=seconds,
-        counts={"planned": len(images), "made": made, "failed": len(images) - made},
+        outputs=[IMAGES], counts={"planned": len(images), "made": made, "failed": len(images) - made}, seconds=seconds,
         extra=work.extra | {
             **{key: "; ".join(sorted(set(account[key]))) for key in ("device", "attention")},
             "precision": config.precision, "dtype": str(PRECISIONS[config.precision]).removeprefix("torch."),
@@ -258,8 +252,8 @@ def finish(work: Work, run: Run, config: GenerateConfig, *, left: Sequence[int],
     log.info("generate: %d images, %d failed, in %.0f s", made, len(images) - made, seconds)
 
 
-def make_sampler(pipeline: Any, rows: Sequence[Row], work: Work, config: GenerateConfig) -> Sampler:
-    """A sampler with all texts of ``rows`` encoded, the images that they start from, and the grain if asked for."""
+def make_sampler(pipeline: Any, rows: Sequence[Row], files: Mapping[str, Path], config: GenerateConfig) -> Sampler:
+    """A sampler with all texts of ``rows`` encoded, and of ``files`` the images that they start from."""
     height, width = image_size(pipeline, config.height, config.width)
     texts = encode_texts(pipeline, prompts=[row.prompt for row in rows],
                          negatives=[row.negative_prompt for row in rows])
@@ -268,9 +262,8 @@ def make_sampler(pipeline: Any, rows: Sequence[Row], work: Work, config: Generat
         guidance_interval=config.guidance_interval, height=height, width=width, grey=config.grey,
     )
     starts = sorted({row.init_image_id for row in rows if row.init_image_id is not None})
-    sources = load_sources(pipeline, {name: work.sources[name] for name in starts}, height=height, width=width)
-    grain = find_grain(work.stage, pipeline.vae, work.cohort, height=height, width=width) if config.grain else None
-    return Sampler(pipeline, texts, settings, sources, grain)
+    sources = load_sources(pipeline, {name: files[name] for name in starts}, height=height, width=width)
+    return Sampler(pipeline, texts, settings, sources)
 
 
 def main() -> None:

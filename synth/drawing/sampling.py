@@ -5,7 +5,6 @@ The pipeline's own ``__call__`` does the sampling. What is added around it:
 - **Noise.** Each row's latent noise comes from its own CPU generator, seeded by the plan (as in EDM2's script).
 - **Text.** Embeddings that were made once (``texts``) stand in for the words.
 - **Guidance in an interval** of the schedule (``guidance``), outside of which the denoiser does half the work.
-- **Grain.** What the decoder leaves out of real images' noise can be put back (``grain``), each row's from its seed.
 - **Sources.** A row may start from a real image (``editing``); rows that run another part of the schedule never share
   a call.
 - **Faults.** Out of memory halves the micro-batch; an image that comes out as NaN, or fails alone, is a recorded error.
@@ -25,7 +24,6 @@ import torch
 
 from cohort.errors import TailfillError
 from synth.drawing.editing import late_start, steps_left_out
-from synth.drawing.grain import Grain
 from synth.drawing.guidance import guidance_between, guided_steps
 from synth.drawing.pipelines import denoiser
 from synth.drawing.texts import Embedding, Encoded, family_of, stack
@@ -92,9 +90,8 @@ class Sampler:
     """Draws micro-batches of rows from a pipeline whose texts, and whose images to start from, have been encoded."""
 
     def __init__(self, pipeline: Any, texts: Encoded, settings: Settings,
-                 sources: Mapping[str, torch.Tensor] | None = None, grain: Grain | None = None) -> None:
+                 sources: Mapping[str, torch.Tensor] | None = None) -> None:
         self.pipeline, self.texts, self.settings, self.sources = pipeline, texts, settings, sources or {}
-        self.grain = grain
         self.family = family_of(type(pipeline).__name__)
         factor = pipeline.vae_scale_factor
         self.latent_shape = (int(denoiser(pipeline).config.in_channels), settings.height // factor,
@@ -104,7 +101,7 @@ class Sampler:
     def draw(self, rows: Sequence[Row]) -> torch.Tensor:
         """Images of ``rows``: float32 (n, channels, height, width) in 0 to 1 on the CPU; NaN where sampling failed.
 
-        All rows have the strength of the first. Grain can lead a little beyond 0 and 1.
+        All rows have the strength of the first.
         """
         model, settings = denoiser(self.pipeline), self.settings
         generators = [torch.Generator().manual_seed(row.seed) for row in rows]
@@ -126,9 +123,7 @@ class Sampler:
                 guidance_scale=settings.guidance_scale if start < stop else 1.0,
             )
         images: torch.Tensor = output.images.float().cpu()
-        if self.grain is None:
-            return images
-        return torch.stack([self.grain.add(image, seed=row.seed) for image, row in zip(images, rows, strict=True)])
+        return images
 
     def _embeddings(self, rows: Sequence[Row]) -> Embedding:
         device = denoiser(self.pipeline).device
