@@ -102,11 +102,16 @@ def call(module: str, *words: object) -> None:
         raise TailfillError(f"{module} ended with code {done.returncode}; its own words stand above")
 
 
+def settings_of(recipe: Recipe, fixed: Mapping[str, str], *, lite0: Path) -> dict[str, Any]:
+    """The keys of the section ``train``, as words of a command line or numbers; ``fixed`` wins."""
+    settings = COMMON | dict(recipe.train) | dict(fixed)
+    return {key: str(lite0) if value == "{lite0}" else value for key, value in settings.items()}
+
+
 def train(recipe: Recipe, run: Run, config: Path, *, fixed: Mapping[str, str], lite0: Path) -> Path:
     """The folder of the recipe's weights, trained unless they are there."""
     write_arm(run, ArmConfig(), arm=recipe.arm, seed=0)
-    settings = COMMON | dict(recipe.train) | dict(fixed)
-    options = [f"--train.{key}={str(value).format(lite0=lite0)}" for key, value in settings.items()]
+    options = [f"--train.{key}={value}" for key, value in settings_of(recipe, fixed, lite0=lite0).items()]
     shared = [f"--{key}={getattr(run, key)}" for key in ("run", "cohort", "threads", "tracker", "n_seeds")]
     call("classify.train", "--config", config.resolve(), *shared, *options, "--arm", recipe.arm, "--arm-seed", 0)
     return run.folder / "train" / recipe.arm / "seed_0"

@@ -1,0 +1,81 @@
+"""The table of ingredients: weights that train accepts, references for its numbers, and recipes that are legal."""
+
+from pathlib import Path
+
+import baseline_ingredients as ingredients
+import imagenet_weights
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from classify.learning.models import build_classifier
+from classify.learning.settings import TrainConfig
+from cohort.errors import TailfillError
+from cohort.tables import Cohort
+from synth.measuring.encoders import load_lite0
+
+
+@pytest.fixture(scope="module")
+def lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
+    imagenet_weights.main([str(file)])
+    return file
+
+
+def test_the_file_makes_the_encoders_features_of_grey_images(lite0: Path) -> None:
+    model, grey = build_classifier("tf_efficientnet_lite0", 3, pretrained=str(lite0)).eval(), torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        found, wanted = (network.forward_features(images) for network, images in
+                         ((model, grey), (load_lite0(), grey.expand(-1, 3, -1, -1))))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ingredients.RECIPES)
+def test_every_recipe_is_one_that_train_accepts(name: str, lite0: Path) -> None:
+    """As the command line passes them: words that the section's types read."""
+    settings = ingredients.settings_of(ingredients.RECIPES[name], {}, lite0=lite0)
+    words = {"null": None, "true": True}
+    TrainConfig(**{key: words.get(str(value), value) for key, value in settings.items()})
+
+
+def cohort_of(n: int) -> Cohort:
+    rng = np.random.default_rng(3)
+    frame = pd.DataFrame({"patient_id": [f"p{i // 2}" for i in range(n)], "split": ["train", "val"] * (n // 2),
+                          "A": (rng.random(n) < 0.4).astype(int), "B": (rng.random(n) < 0.1).astype(int)})
+    frame = frame.astype({"A": "Int8", "B": "Int8"})
+    frame.loc[3, "A"] = pd.NA
+    return Cohort(folder=Path("unused"), frame=frame, labels=["A", "B"], groups={"A": "head", "B": "tail"}, roots={},
+                  salt="s")
+
+
+def test_values_are_scikit_learns_on_validation_images_alone() -> None:
+    cohort = cohort_of(200)
+    val, logits = cohort.split("val"), np.random.default_rng(4).normal(size=(100, 2)).astype(np.float32)
+    draws = np.ones((val["patient_id"].nunique(), 1), dtype=np.uint16)
+    found = ingredients.measure(logits, cohort, draws)
+    known = val["A"].notna().to_numpy()
+    y = [val["A"].to_numpy(dtype=float, na_value=np.nan)[known], val["B"].to_numpy(dtype=float)]
+    z = [logits[known, 0], logits[:, 1]]
+    assert found["AUROC head"][0] == pytest.approx(roc_auc_score(y[0], z[0]))
+    assert found["AUROC tail"][0] == pytest.approx(roc_auc_score(y[1], z[1]))
+    wanted = np.mean([average_precision_score(a, b) for a, b in zip(y, z, strict=True)])
+    assert found["mAP"][0] == pytest.approx(wanted)
+    assert np.isnan(found["AUROC medium"][0])  # the group has no class
+
+
+def test_a_table_shows_the_paired_difference_from_the_first_recipe() -> None:
+    rng = np.random.default_rng(5)
+    first = {column: rng.random(200) for column in ingredients.COLUMNS}
+    better = {column: values + 0.25 for column, values in first.items()}
+    table = ingredients.table_of({"a": first, "b": better}, {"a": 1.0, "b": 2.04})
+    assert list(table["difference of mAP"]) == ["0.000 (0.000 to 0.000)", "0.250 (0.250 to 0.250)"]
+    assert list(table["minutes"]) == [1.0, 2.0]
+
+
+def test_an_unknown_recipe_is_refused_before_any_work(tmp_path: Path) -> None:
+    options = ingredients.parse(["--config", "c.yaml", "--out", str(tmp_path / "out"), "--only", "nonsense"])
+    with pytest.raises(TailfillError, match="no recipe's name begins so"):
+        ingredients.run_recipes(options)
+    assert not (tmp_path / "out").exists()
