@@ -26,7 +26,8 @@ def test_both_losses_are_one_where_all_labels_are_known():
 def test_the_command_reports_all_that_the_goal_is_about(capsys):
     bench.main(TINY)
     text = capsys.readouterr().out
-    for words in ("Tailfill", "the usual way", "images/s", "of a step", "MiB", "times as fast", "2 steps of 4 images"):
+    for words in ("Tailfill", "the usual way", "images/s", "of a step", "MiB", "wall time", "processor time",
+                  "2 steps of 4 images"):
         assert words in text
 
 

@@ -173,6 +173,16 @@ def test_a_renewed_head_stands_on_the_backbone_that_plain_training_averages(run,
     assert require(crt, "train")["counts"]["steps"] == 4
 
 
+def test_half_precision_computes_otherwise_and_writes_float32(run, crt):
+    half = go(run, replace(CONFIG, precision="bf16"), arm="crt", name="half")
+    for name in ("raw", "ema"):
+        full, learnt = weights(crt, name), weights(half, name)
+        assert {value.dtype for value in learnt.values()} == {torch.float32}
+        assert any(not torch.equal(full[key], learnt[key]) for key in full if not key.startswith(HEAD))
+        assert any(not torch.equal(full[key], learnt[key]) for key in full if key.startswith(HEAD))
+        assert_close(full, learnt, atol=0.02, rtol=0.05)
+
+
 def test_a_renewed_head_starts_from_nothing(run):
     folder = go(run, replace(CONFIG, steps=2, crt_lr=1e-12), arm="crt", name="nothing")
     cohort = load_cohort(run.cohort_folder)
