@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from classify.compare import Endpoint
+from classify.comparison.pairs import ABOUT
 from classify.pages.blocks import Chapter, Notes, Table, is_null, number, signed
 from classify.pages.samples import Sample, Sheet, Strip
 from classify.plots import Axis, Interval, Plot, Row, row_plot
@@ -19,11 +20,12 @@ from classify.rehearsal.choices import Cell
 from classify.rehearsal.prediction import Forecast
 from classify.rehearsal.prevalence import AT_PREVALENCE
 from classify.rehearsal.settings import RehearsalConfig
-from classify.rehearsal.shares import ORACLE, REHEARSED_GROUP
+from classify.rehearsal.shares import ORACLE, REHEARSED_GROUP, RIVAL
 from classify.report import lay_out
 from classify.sheets import data_uri
 from cohort.config import Run
 from cohort.pixels import read_grey
+from cohort.stage import require
 from cohort.tables import Cohort, load_cohort, read_table
 
 SHOWN, PICTURE = 6, 128
@@ -77,13 +79,15 @@ def render(found: Findings) -> dict[str, str]:
                     f"{end.arm} over duplicate, by oracle over duplicate",
             "support": f"{len(found.labels) - 1} findings, {int(first['n_runs'])} thinnings each; "
                        f"{int(first['n_positive_patients']):,} positive test patients",
+            "terms": ". ".join(f"{name.capitalize()}: {ABOUT[name]}" for name in (RIVAL, end.arm, ORACLE)) + ".",
         },
         "chapters": [
             Chapter(anchor="verdict", title="Verdict", words=tuple(lines[1:]), sources=("results/recovered.parquet",)),
             shares_chapter(found), tail_chapter(found), sensitivity_chapter(found), runs_chapter(found),
             images_chapter(found), limits_chapter(found),
         ],
-        "run": found.run.folder.name, "source": str(found.cohort.folder.name), "n_images": len(found.cohort.frame),
+        "run": found.run.folder.name, "n_images": len(found.cohort.frame),
+        "source": str(require(found.cohort.folder, "cohort")["extra"].get("source") or "unnamed source"),
         "n_patients": int(found.cohort.frame["patient_id"].nunique()),
     }
     pages = lay_out(shown)
