@@ -8,28 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from classify.compare import Endpoint
 from classify.comparison.pairs import ABOUT
 from classify.pages.blocks import Chapter, Notes, Table, is_null, number, signed
-from classify.pages.samples import Sample, Sheet, Strip
 from classify.plots import Axis, Interval, Plot, Row, row_plot
 from classify.rehearsal.choices import Cell
+from classify.rehearsal.pictures import images_chapter
 from classify.rehearsal.prediction import Forecast
 from classify.rehearsal.prevalence import AT_PREVALENCE
 from classify.rehearsal.settings import RehearsalConfig
 from classify.rehearsal.shares import ORACLE, REHEARSED_GROUP, RIVAL
 from classify.report import lay_out
-from classify.sheets import data_uri
 from cohort.config import Run
-from cohort.pixels import read_grey
 from cohort.stage import require
-from cohort.tables import Cohort, load_cohort, read_table
-
-SHOWN, PICTURE = 6, 128
-"""Images per strip, and their width, px."""
+from cohort.tables import Cohort
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +78,7 @@ def render(found: Findings) -> dict[str, str]:
         "chapters": [
             Chapter(anchor="verdict", title="Verdict", words=tuple(lines[1:]), sources=("results/recovered.parquet",)),
             shares_chapter(found), tail_chapter(found), sensitivity_chapter(found), runs_chapter(found),
-            images_chapter(found), limits_chapter(found),
+            images_chapter(found.folders, level=found.levels[0], seed=found.run.seed), limits_chapter(found),
         ],
         "run": found.run.folder.name, "n_images": len(found.cohort.frame),
         "source": str(require(found.cohort.folder, "cohort")["extra"].get("source") or "unnamed source"),
@@ -219,42 +213,6 @@ def runs_chapter(found: Findings) -> Chapter:
                "the finding's positives with another thinned finding beside it.",),
         blocks=(Table(title="The runs", columns=("Finding", "Level", "Seed", "Train positives", "Validation positives",
                                                  "Company", "Kept of made", "Synthetic slots"), rows=rows),))
-
-
-def images_chapter(found: Findings) -> Chapter:
-    """Generated, kept real and withheld real images side by side, of the first run of each finding."""
-    sheets = []
-    for cell in [one for one in found.folders if one.level == found.levels[0] and one.seed == 0]:
-        folder = found.folders[cell]
-        kept, withheld = load_cohort(folder / "cohort"), load_cohort(folder / "oracle")
-        made = read_table(folder / "synthetic" / "synthetic.parquet")
-        for finding in cell.findings:
-            rng, strips = np.random.default_rng([found.run.seed, 11]), []
-            for title, cohort in (("Real, left in training", kept), ("Real, withheld", withheld)):
-                train = cohort.split("train")
-                rows = train.loc[train[finding].eq(1).fillna(False)]
-                strips.append(_strip(title, rows, cohort.image_paths(rows), rng, cohort.labels))
-            charged = made.loc[made["charged_to"] == finding]
-            for title, rows in (("Generated, kept", charged.loc[charged["keep"]]),
-                                ("Generated, dropped", charged.loc[~charged["keep"]])):
-                strips.append(_strip(title, rows, [folder / "images" / str(path) for path in rows["path"]], rng,
-                                     kept.labels))
-            sheets.append(Sheet(title=f"{finding}, {cell.level} positives", strips=tuple(strips)))
-    return Chapter(anchor="images", title="Left, withheld, generated", blocks=tuple(sheets), words=(
-        "Drawn at random, not chosen. The withheld images are what the synthetic ones stand in for.",),
-        sources=("set_*/level_*/seed_0/synthetic",))
-
-
-def _strip(title: str, rows: pd.DataFrame, paths: list[Path], rng: np.random.Generator, labels: list[str]) -> Strip:
-    chosen = rng.permutation(len(rows))[:SHOWN]
-    samples = []
-    for at in chosen:
-        row = rows.iloc[int(at)]
-        names = ", ".join(label for label in labels if not is_null(row[label]) and row[label] == 1) or "no finding"
-        reason = row.get("reason")
-        samples.append(Sample(picture=data_uri(read_grey(paths[int(at)], PICTURE)), caption=names,
-                              reason="" if is_null(reason) else str(reason)))
-    return Strip(title=title, words=f"{len(rows):,}", samples=tuple(samples))
 
 
 def limits_chapter(found: Findings) -> Chapter:
