@@ -1,9 +1,11 @@
 """Does the image show what was asked for, and nothing scarce that was not? The critics' word, set on real images.
 
 Every finding asked for must score as high as nearly all real images that show it, every scarce finding that was not
-asked for must score no higher than nearly all that do not. Train positives are no substitute for validation: the
-critics have learnt them by heart. So where validation has too few images with a finding, one threshold serves both
-sides: what few real *negatives* exceed, seen by out-of-fold critics where there are some (``filter.folds``).
+asked for, whether the plan pays for it or not, must score no higher than nearly all that do not. Train positives are no
+substitute for validation: the critics have learnt them by heart. So where validation has too few images with a finding,
+what it must reach where it was asked for is what few real *negatives* exceed, seen by out-of-fold critics where there
+are some (``filter.folds``). That floor stands apart: inside the one level below, the real positives that miss it would
+leave no bound to any other label. How many right images pass with such floors is told beside the level.
 
 "Nearly all" is one level for all labels, because rules for each label multiply: 95 % each over 14 labels keep half. An
 image passes up to the smallest tail position that it has on any of its labels (minP, Westfall and Young 1993); the
@@ -15,15 +17,15 @@ table of thresholds. Not promised: that an image that passes is right, for criti
 share for each label and each rare combination.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import numpy as np
 from scipy.special import expit, xlogy
 
-from synth.judging.critic import Gauge, fold_gauges, validation_gauges
+from synth.judging.critic import Gauge, fold_gauges, reached, validation_gauges
 from synth.judging.evidence import Evidence
 from synth.judging.rules import Criterion, reads
 
@@ -40,11 +42,16 @@ class Joint:
     """Above the share of real positives, and of negatives, that lie beyond a label's bound, 0 to 1."""
     shares: dict[str, tuple[float, float, int]]
     """Kind of image to the share of real ones that pass on all labels, the same by cross-validation, and how many."""
+    with_floors: float | None
+    """Share of all of them that also reach the floors of findings with few positives; None where there are none."""
 
     def __str__(self) -> str:
         told = [f"{share:.1%} of {n:,} {kind} ({cross:.1%} by cross-validation)"
                 for kind, (share, cross, n) in self.shares.items()]
-        return f"joint level {self.level:.3g}, at which pass on all labels: {' and '.join(told) or 'nobody knows'}"
+        floors = "" if self.with_floors is None else (
+            f"; {self.with_floors:.1%} of all with the floors of findings with few positives")
+        return (f"joint level {self.level:.3g}, at which pass on all labels: {' and '.join(told) or 'nobody knows'}"
+                f"{floors}")
 
 
 @reads("critic", "fold")
@@ -57,8 +64,8 @@ def label_agreement(
     Args:
         evidence: with the logits of one critic or more, and those of out-of-fold critics where there are some.
         pass_share: share of real images that pass on all labels together, 0 to 1, of those with a scarce finding and
-            of those without; labels with few positive images are set apart from it.
-        false_positive_rate: share of real negatives above the threshold of a finding with few positive images.
+            of those without; only the floors of findings with few positive images are set apart from it.
+        false_positive_rate: share of real negatives above the floor of a finding with few positive images.
         quantile_from: validation images with a finding from which it is no longer one of these.
         judged_from: patients with a finding, in the images that its threshold comes from, to judge it at all.
         select: ``confident`` keeps all that pass. The others keep of these, for the scarce findings asked for, only
@@ -73,18 +80,23 @@ def label_agreement(
     few = {label for label, gauge in in_validation.items() if len(gauge.positives) < quantile_from}
     gauges = [out_of_fold.get(label, gauge) if label in few else gauge for label, gauge in in_validation.items()]
     opinions = [_why_not_judged(gauge, judged_from) for gauge in gauges]
-    joint = joint_level([gauge for gauge, (why_not, _) in zip(gauges, opinions, strict=True)
-                         if why_not is None and gauge.label not in few], evidence.scarce, pass_share=pass_share)
+    judged = [gauge for gauge, (why_not, _) in zip(gauges, opinions, strict=True) if why_not is None]
+    floors = {gauge.label: float(np.quantile(gauge.negatives, 1 - false_positive_rate))
+              for gauge in judged if gauge.label in few}
+    joint = joint_level(judged, evidence.unasked, pass_share=pass_share, floors=floors)
     criteria: list[Criterion] = []
     for gauge, (why_not, skill) in zip(gauges, opinions, strict=True):
-        asked, scarce = evidence.made.carriers(gauge.label), gauge.label in evidence.scarce
+        asked, scarce = evidence.made.carriers(gauge.label), gauge.label in evidence.unasked
         if not (scarce or asked.any()):
             continue
-        floor, ceiling, source = (None, None, gauge.source) if why_not else (
-            _of_negatives(gauge, false_positive_rate) if gauge.label in few else _of_both(gauge, joint))
+        floor, ceiling = (None, None) if why_not else gauge.bounds(joint.level)
+        source = gauge.source if why_not else f"{gauge.source}, {joint}"
+        lowest = source
+        if gauge.label in floors:
+            floor, lowest = floors[gauge.label], _about_floor(gauge, floors[gauge.label], false_positive_rate)
         about = partial(Criterion, label=gauge.label, n_positive=len(gauge.positives), reason=why_not)
         criteria.append(about(score=gauge.made, applies=asked, threshold=floor, at_least=True,
-                              source=f"{source}; {skill}"))
+                              source=f"{lowest}; {skill}"))
         if scarce:
             criteria.append(about(score=gauge.made, applies=~asked, threshold=ceiling, at_least=False,
                                   source=f"{source}; {skill}"))
@@ -110,18 +122,11 @@ def _why_not_judged(gauge: Gauge, judged_from: int) -> tuple[str | None, str]:
     return (f"not judged: {skill} is not above chance" if low <= 0.5 else None), skill
 
 
-def _of_both(gauge: Gauge, joint: Joint) -> tuple[float, float, str]:
-    """Floor, ceiling and source where there are positives enough."""
-    return *gauge.bounds(joint.level), f"{gauge.source}, {joint}"
-
-
-def _of_negatives(gauge: Gauge, rate: float) -> tuple[float, float, str]:
-    """The same, one threshold, where there are few."""
-    threshold = float(np.quantile(gauge.negatives, 1 - rate))
-    reach = (gauge.positives >= threshold).mean()
-    return threshold, threshold, (
-        f"{gauge.source}, false-positive rate {rate:g} on {len(gauge.negatives):,} negatives; {reach:.0%} of "
-        f"{len(gauge.positives)} real positives reach it (validation has too few for a quantile of them)")
+def _about_floor(gauge: Gauge, floor: float, rate: float) -> str:
+    """Where the floor of a finding with few positives comes from."""
+    reach = (gauge.positives >= floor).mean()
+    return (f"{gauge.source}, false-positive rate {rate:g} on {len(gauge.negatives):,} negatives; {reach:.0%} of "
+            f"{len(gauge.positives)} real positives reach it (validation has too few for a quantile of them)")
 
 
 def _unsure(gauge: Gauge, floor: float, select: Select, quantile: float) -> tuple[np.ndarray, float, bool, str]:
@@ -135,62 +140,85 @@ def _unsure(gauge: Gauge, floor: float, select: Select, quantile: float) -> tupl
             f"entropy in nats of the {gauge.source}, {where}")
 
 
-def joint_level(gauges: Sequence[Gauge], scarce: Sequence[str], *, pass_share: float) -> Joint:
+def joint_level(
+    gauges: Sequence[Gauge], scarce: Sequence[str], *, pass_share: float, floors: Mapping[str, float] | None = None
+) -> Joint:
     """The highest level at which of each kind of validation image at least ``pass_share`` pass on all labels together.
 
     An image passes on a label that it is known to show, or on a scarce one that it is known not to show, when its score
     is within the label's bound.
 
     Args:
-        gauges: of the same images, in one order, each with positives and negatives.
+        gauges: with the same validation images, each with positives and negatives.
         scarce: labels that an image must not show when it was not asked for; any of them makes its kind.
         pass_share: above 0 to 1.
+        floors: labels whose positives are judged by another bound than the level's, to that bound.
     """
-    if not gauges:
-        return Joint(level=1 - pass_share, shares={})
-    targets = np.stack([gauge.targets for gauge in gauges], axis=1)
+    floors = floors or {}
+    sides = [side for gauge in gauges for side in _sides(gauge, scarce, floors)]
+    if not sides:
+        return Joint(level=1 - pass_share, shares={}, with_floors=None)
+    targets = np.stack([gauge.in_validation()[1] for gauge in gauges], axis=1)
     columns = [at for at, gauge in enumerate(gauges) if gauge.label in scarce]
     kinds = {"validation images with a scarce finding": (targets[:, columns] == 1).any(axis=1),
              "without": (targets[:, columns] == 0).all(axis=1)}
     kinds = {kind: rows for kind, rows in kinds.items() if rows.any()}
-    level = _fit(gauges, scarce, list(kinds.values()), pass_share)
-    passing = _passing(gauges, scarce, level, among=gauges)
-    crossed = np.zeros(len(targets), dtype=bool)
-    part = np.unique(gauges[0].patients.astype(str), return_inverse=True)[1] % PARTS
+    level = _fit(sides, list(kinds.values()), pass_share)
+    passing, crossed = _passing(sides, level), np.zeros(len(targets), dtype=bool)
+    people = gauges[0].patients[gauges[0].of_val].astype(str)
+    part = np.unique(people, return_inverse=True)[1] % PARTS
     for number in np.unique(part):
-        rest = [gauge.at(part != number) for gauge in gauges]
-        if all(len(gauge.positives) and len(gauge.negatives) for gauge in rest):
-            fitted = _fit(rest, scarce, [rows[part != number] for rows in kinds.values()], pass_share)
-            crossed[part == number] = _passing(rest, scarce, fitted,
-                                               among=[gauge.at(part == number) for gauge in gauges])
-    return Joint(level=level, shares={kind: (float(passing[rows].mean()), float(crossed[rows].mean()), int(rows.sum()))
-                                      for kind, rows in kinds.items()})
-
-
-def _fit(gauges: Sequence[Gauge], scarce: Sequence[str], kinds: Sequence[np.ndarray], pass_share: float) -> float:
-    """The level; an image's own is the smallest of its tail positions, the share of its like that score no better."""
-    own = np.ones(len(gauges[0].scores))
+        inside = part == number
+        rest = [replace(side, reference=side.reference[~np.isin(side.patients, people[inside])]) for side in sides]
+        if all(len(side.reference) for side in rest):
+            fitted = _fit(rest, [rows & ~inside for rows in kinds.values()], pass_share)
+            crossed[inside] = _passing(rest, fitted)[inside]
+    reaching = passing.copy()
     for gauge in gauges:
-        for like, scores in _sides(gauge, scarce):
-            position = np.searchsorted(np.sort(scores[like]), scores[like], side="right")
-            own[like] = np.minimum(own[like], position / like.sum())
+        scores, known = gauge.in_validation()
+        reaching &= (known != 1) | (scores >= floors.get(gauge.label, -np.inf))
+    return Joint(level=level, with_floors=float(reaching.mean()) if floors else None,
+                 shares={kind: (float(passing[rows].mean()), float(crossed[rows].mean()), int(rows.sum()))
+                         for kind, rows in kinds.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """What one label asks of the validation images that show it, or of those that do not, by scores that are turned
+    round there: the higher the better."""
+
+    like: np.ndarray
+    """bool (n_val,): whom it asks."""
+    scores: np.ndarray
+    """float64 (n_val,)"""
+    reference: np.ndarray
+    """float64 (k,): scores of all real images of the side."""
+    patients: np.ndarray
+    """(k,)"""
+
+
+def _sides(gauge: Gauge, scarce: Sequence[str], floors: Mapping[str, float]) -> list[Side]:
+    """Who must show the label, unless a floor of its own says that; for a scarce one, who must not."""
+    scores, targets = gauge.in_validation()
+    wanted = ([] if gauge.label in floors else [(1, 1)]) + ([(0, -1)] if gauge.label in scarce else [])
+    return [Side(like=targets == target, scores=sign * scores, reference=sign * gauge.scores[gauge.targets == target],
+                 patients=gauge.patients[gauge.targets == target].astype(str)) for target, sign in wanted]
+
+
+def _fit(sides: Sequence[Side], kinds: Sequence[np.ndarray], pass_share: float) -> float:
+    """The level; an image's own is the smallest of its tail positions, the share of its like that score no better."""
+    own = np.ones(len(kinds[0])) if kinds else np.ones(0)
+    for side in sides:
+        position = np.searchsorted(np.sort(side.reference), side.scores[side.like], side="right")
+        own[side.like] = np.minimum(own[side.like], position / len(side.reference))
     may_fail = [int((1 - pass_share) * rows.sum() + 1e-9) for rows in kinds]
     levels = [np.sort(own[rows])[n] for rows, n in zip(kinds, may_fail, strict=True) if rows.sum() > n]
     return float(min(levels, default=0.0))
 
 
-def _passing(
-    gauges: Sequence[Gauge], scarce: Sequence[str], level: float, *, among: Sequence[Gauge]
-) -> np.ndarray:
-    """bool (n,): images of ``among`` within the bounds of ``gauges``."""
-    passing = np.ones(len(among[0].scores), dtype=bool)
-    for gauge, judged in zip(gauges, among, strict=True):
-        floor, ceiling = gauge.bounds(level)
-        for (like, scores), bound in zip(_sides(judged, scarce), (floor, -ceiling), strict=False):
-            passing &= ~like | (scores >= bound)
+def _passing(sides: Sequence[Side], level: float) -> np.ndarray:
+    """bool (n_val,): images within every bound."""
+    passing = np.ones(len(sides[0].like), dtype=bool)
+    for side in sides:
+        passing &= ~side.like | (side.scores >= reached(side.reference, level))
     return passing
-
-
-def _sides(gauge: Gauge, scarce: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Who must show the label and by what score; then, for a scarce one, who must not, the score turned round."""
-    return [(gauge.targets == 1, gauge.scores), (gauge.targets == 0, -gauge.scores)][:1 + (gauge.label in scarce)]

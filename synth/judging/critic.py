@@ -179,6 +179,8 @@ class Gauge:
     """(m,)."""
     source: str
     """What a score is."""
+    of_val: np.ndarray
+    """int (n_val,): which of the m each validation image is; -1 for one that no critic may judge."""
 
     @property
     def positives(self) -> np.ndarray:
@@ -197,11 +199,17 @@ class Gauge:
 
     def at(self, rows: np.ndarray) -> "Gauge":
         """With some of the real images only, by bool (m,)."""
-        return replace(self, scores=self.scores[rows], targets=self.targets[rows], patients=self.patients[rows])
+        return replace(self, scores=self.scores[rows], targets=self.targets[rows], patients=self.patients[rows],
+                       of_val=np.where(self.of_val >= 0, (np.cumsum(rows) - 1)[self.of_val], -1))
+
+    def in_validation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and targets of the validation images, (n_val,) each; NaN for one that no critic may judge."""
+        judged = self.of_val >= 0
+        return np.where(judged, self.scores[self.of_val], np.nan), np.where(judged, self.targets[self.of_val], np.nan)
 
     def bounds(self, level: float) -> tuple[float, float]:
         """What all but less than a share ``level`` of the positives reach, and of the negatives do not exceed."""
-        return _reached(self.positives, level), -_reached(-self.negatives, level)
+        return reached(self.positives, level), -reached(-self.negatives, level)
 
     def skill(self) -> tuple[float, float, float]:
         """AUROC and its interval, see ``auroc_interval``."""
@@ -209,7 +217,7 @@ class Gauge:
         return auroc_interval(logits=self.scores[known], targets=self.targets[known], patients=self.patients[known])
 
 
-def _reached(scores: np.ndarray, level: float) -> float:
+def reached(scores: np.ndarray, level: float) -> float:
     """The highest of ``scores`` that all but less than a share ``level`` of them reach."""
     return float(np.sort(scores)[max(math.ceil(level * len(scores) - 1e-9) - 1, 0)])
 
@@ -240,7 +248,7 @@ def validation_gauges(evidence: Evidence) -> dict[str, Gauge]:
                 axis=0) for images in (val, evidence.made))
     source = f"mean logit of {len(temperatures)} critics, at temperature {', '.join(f'{t:.2f}' for t in temperatures)}"
     return {label: Gauge(label=label, made=made[:, at], scores=scores[:, at], targets=targets[:, at],
-                         patients=val.patients, source=f"{source}, in validation")
+                         patients=val.patients, source=f"{source}, in validation", of_val=np.arange(len(val)))
             for at, label in enumerate(labels)}
 
 
@@ -249,6 +257,7 @@ def fold_gauges(evidence: Evidence, *, false_positive_rate: float) -> dict[str, 
     negatives exceeds; none without folds."""
     labels = list(evidence.made.labels.columns)
     scores, made, targets, patients = [], [], [], []
+    of_val, first = np.full(len(evidence.val), -1), 0
     for critic, held_out in evidence.folds.items():
         known = label_matrix(held_out.labels, labels)
         logits = held_out.read(critic)
@@ -259,10 +268,14 @@ def fold_gauges(evidence: Evidence, *, false_positive_rate: float) -> dict[str, 
         made.append((evidence.made.read(critic) - zero) / temperature)
         targets.append(known)
         patients.append(held_out.patients)
+        # no patient is in two splits, and a fold has its images in the order of these
+        of_val[np.isin(evidence.val.patients, held_out.patients)] = first + np.flatnonzero(
+            np.isin(held_out.patients, evidence.val.patients))
+        first += len(held_out)
     if not scores:
         return {}
     source = (f"mean logit of {len(scores)} out-of-fold critics of train and validation, above what "
               f"{false_positive_rate:g} of each fold's negatives exceed")
     pooled, known, people = np.concatenate(scores), np.concatenate(targets), np.concatenate(patients)
     return {label: Gauge(label=label, made=np.mean(made, axis=0)[:, at], scores=pooled[:, at], targets=known[:, at],
-                         patients=people, source=source) for at, label in enumerate(labels)}
+                         patients=people, source=source, of_val=of_val) for at, label in enumerate(labels)}

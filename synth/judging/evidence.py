@@ -58,6 +58,8 @@ class Evidence:
     """Labels that the plan pays for, in the cohort's order."""
     train: Images
     val: Images
+    watched: tuple[str, ...] = ()
+    """Further labels that are rare (the tail group), whether the plan pays for them or not."""
     critics: tuple[str, ...] = ()
     """Readings that hold a critic's logits, (n, n_labels) in the order of the labels."""
     folds: Mapping[str, Images] = field(default_factory=dict)
@@ -70,6 +72,11 @@ class Evidence:
     float32 (n_train, d); empty where there are none."""
     standing: np.ndarray | None = None
     """bool (n,): images made that no rule before this one has dropped; None before the first."""
+
+    @property
+    def unasked(self) -> list[str]:
+        """Labels that an image must not show unless it was asked for them: ``scarce``, then ``watched``."""
+        return list(dict.fromkeys([*self.scarce, *self.watched]))
 
     @property
     def negatives(self) -> np.ndarray:

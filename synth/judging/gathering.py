@@ -102,8 +102,10 @@ class Gatherer:
         again = collect(sources["reconstructed"], self._readers_of("reconstructed"),
                         self.run / "cache" / "readings") if self.reconstructed else {}
         names = {kind: tuple(reader.name for reader in self.readers.get(kind, ())) for kind in SETS}
-        return Evidence(charged_to=charged_to, scarce=scarce, critics=names["critic"], encoders=names["encoder"],
-                        made=gathered["made"], train=gathered["train"], val=gathered["val"], reconstructed=again,
+        rare = tuple(label for label in self.cohort.labels if self.cohort.groups[label] == "tail")
+        return Evidence(charged_to=charged_to, scarce=scarce, watched=rare,
+                        critics=names["critic"], encoders=names["encoder"], made=gathered["made"],
+                        train=gathered["train"], val=gathered["val"], reconstructed=again,
                         folds={critic: gathered[critic] for critic in self.held_out})
 
     def _readers_of(self, name: str) -> list[Reader]:
