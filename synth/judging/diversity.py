@@ -17,13 +17,13 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from synth.judging.evidence import Evidence
-from synth.judging.realism import Gaussian, features, kinds, neighbour_distances, thinned
+from synth.judging.realism import Gaussian, blocks, features, kinds, neighbour_distances, thinned
 from synth.judging.rules import Criterion, reads
 
 REAL_QUERIES = 2_000
 """Real images at most whose nearest neighbours give the threshold, evenly over the rows; a quantile of 1 % is then
 known to a fifth of itself."""
-BLOCK = 256
+DECIDED = 256
 """Images that are decided together."""
 LEAST_REAL = 100
 """Real images with a neighbour below which nothing is judged: a quantile of 1 % would be a guess."""
@@ -45,8 +45,8 @@ def diversity(evidence: Evidence, *, quantile: float = 0.01) -> list[Criterion]:
         quality = -Gaussian.fit(thinned(features(evidence, evidence.train))).distance(made)
         for kind in kinds(evidence):
             rows = np.flatnonzero(kind.made & evidence.still_standing)
-            ranked = rows[np.lexsort((*made[rows].T[:3], -quality[rows]))]
-            score[ranked] = distance_to_better(made[ranked], threshold=threshold)
+            ranked = rows[np.lexsort((*made[rows, :3].T, -quality[rows]))]
+            score[ranked] = distance_to_better(made, ranked, threshold=threshold)
     return [Criterion(
         label=None, score=score, applies=np.isfinite(score), threshold=threshold, at_least=True,
         source=f"distance to the nearest better image that stays; quantile {quantile:g} of the distances of "
@@ -65,11 +65,12 @@ def _real_distances(evidence: Evidence) -> np.ndarray:
     return nearest[np.isfinite(nearest)]
 
 
-def distance_to_better(ranked: np.ndarray, *, threshold: float) -> np.ndarray:
+def distance_to_better(samples: np.ndarray, ranked: np.ndarray, *, threshold: float) -> np.ndarray:
     """The distance of each image to the nearest earlier one that stays; an image stays unless that is below threshold.
 
     Args:
-        ranked: features, float (n, d), the best first.
+        samples: features, float (m, d); may lie on disk, from where blocks of rows are taken.
+        ranked: the rows to look at, (n,), the best first.
         threshold: in the unit of the features.
 
     Returns:
@@ -77,9 +78,11 @@ def distance_to_better(ranked: np.ndarray, *, threshold: float) -> np.ndarray:
     """
     nearest = np.full(len(ranked), np.inf)
     staying = np.zeros(0, dtype=int)
-    for start in range(0, len(ranked), BLOCK):
-        block = ranked[start: start + BLOCK]
-        nearest[start: start + len(block)] = _nearest(block, ranked[staying])
+    for start in range(0, len(ranked), DECIDED):
+        block = samples[ranked[start: start + DECIDED]]
+        for part in blocks(ranked[staying]):
+            near = _nearest(block, samples[part])
+            nearest[start: start + len(block)] = np.minimum(nearest[start: start + len(block)], near)
         within, chosen = cdist(block, block), np.zeros(len(block), dtype=bool)
         for row in range(len(block)):
             nearest[start + row] = within[row, chosen].min(initial=nearest[start + row])

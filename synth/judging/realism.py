@@ -25,6 +25,7 @@ from scipy.linalg import solve_triangular
 from sklearn.covariance import ledoit_wolf
 
 from synth.judging.evidence import NEGATIVE, Evidence, Images
+from synth.judging.reading import BLOCK
 from synth.judging.rules import Criterion, reads
 
 FIT_IMAGES = 10_000
@@ -95,8 +96,10 @@ def neighbourhood(evidence: Evidence, *, passing: float = 0.95, k: int = 3) -> l
 
         def distance(images: Images, rows: np.ndarray, references: np.ndarray = references,
                      owners: np.ndarray = owners) -> np.ndarray:
-            return neighbour_distances(features(evidence, images)[rows], references, k=k,
-                                       patients=images.patients[rows], reference_patients=owners)[:, -1]
+            return np.concatenate([np.zeros(0), *(
+                neighbour_distances(features(evidence, images)[part], references, k=k,
+                                    patients=images.patients[part], reference_patients=owners)[:, -1]
+                for part in blocks(rows))])
 
         score = np.full(len(evidence.made), np.nan)
         score[kind.made] = distance(evidence.made, np.flatnonzero(kind.made))
@@ -206,6 +209,11 @@ def neighbour_distances(
         found = np.sort(np.partition(squared, min(k, squared.shape[1]) - 1, axis=1)[:, :k], axis=1)
         nearest[start: start + step, : found.shape[1]] = np.sqrt(np.maximum(found, 0))
     return nearest
+
+
+def blocks(rows: np.ndarray) -> list[np.ndarray]:
+    """The rows in parts of ``BLOCK`` at most; none for none."""
+    return [rows[start: start + BLOCK] for start in range(0, len(rows), BLOCK)]
 
 
 def thinned(rows: np.ndarray, *, at_most: int = FIT_IMAGES) -> np.ndarray:

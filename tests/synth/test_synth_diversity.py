@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from constructed_evidence import evidence_of, images_of
 
-from synth.judging.diversity import BLOCK, distance_to_better, diversity
+from synth.judging.diversity import DECIDED, distance_to_better, diversity
 from synth.judging.evidence import NEGATIVE, Evidence
 from synth.judging.rules import worst_margin
 
@@ -55,12 +55,12 @@ def test_what_stays_does_not_depend_on_the_order_of_the_rows() -> None:
 
 def test_greedy_over_blocks_is_greedy_one_by_one() -> None:
     """More than two blocks; the distance given is that to the nearest better image that stays."""
-    ranked = space(2 * BLOCK + 60, seed=4)
-    nearest = distance_to_better(ranked, threshold=1.5)
+    ranked = space(2 * DECIDED + 60, seed=4)
+    nearest = distance_to_better(ranked, np.arange(len(ranked)), threshold=1.5)
     staying = naive(ranked, 1.5)
     np.testing.assert_array_equal(np.flatnonzero(nearest >= 1.5), staying)
     assert np.isinf(nearest[0])
-    for row in (5, BLOCK + 3, 2 * BLOCK + 59):
+    for row in (5, DECIDED + 3, 2 * DECIDED + 59):
         better = [other for other in staying if other < row]
         assert nearest[row] == pytest.approx(np.linalg.norm(ranked[better] - ranked[row], axis=1).min(), rel=1e-5)
 

@@ -1,5 +1,6 @@
 """The one pass: each image decoded once for all readers, rows cached by content, killed or shared without harm."""
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -52,6 +53,29 @@ def test_every_reader_reads_every_image_and_each_is_decoded_once(pictures: Pictu
     np.testing.assert_array_equal(found["a"], Mean().read(pictures.pixels))
     np.testing.assert_array_equal(found["a"], found["b"])
     assert pictures.decoded == N
+
+
+def test_what_was_read_lies_on_disk(tmp_path: Path) -> None:
+    """48 MB of rows, in another order and from two processes' files, take a fraction of that of the process's own."""
+    reader = Mean()
+    reader.width, n = 1000, 12_000
+    store, rows = Store(tmp_path, reader), np.random.default_rng(0).random((n, 1000), dtype=np.float32)
+    digests = np.array([row.to_bytes(DIGEST, "big") for row in range(n)], dtype=f"V{DIGEST}")
+    for rank, half in enumerate((slice(0, n // 2), slice(n // 2, n))):
+        store.append(digests[half], rows[half], rank=rank)
+    order = np.random.default_rng(1).permutation(n)
+    before = own_memory()
+    found = store.rows(digests[order])
+    assert own_memory() - before < 24
+    np.testing.assert_array_equal(found, rows[order])
+    assert sorted(path.suffix for path in store.folder.iterdir()) == [".digests"] * 2 + [".rows"] * 2
+
+
+def own_memory() -> float:
+    """Of this process, without pages of files, in MB."""
+    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found
+    return int(found[1]) / 1000
 
 
 def test_what_was_read_is_not_read_again(pictures: Pictures, tmp_path: Path) -> None:
