@@ -97,7 +97,7 @@ def check_encoder(spec: str) -> None:
 def own_files(specs: Sequence[str]) -> dict[str, Path]:
     """The files of encoders that are given by a local path, by ``encoder SPEC`` and their name: their weights, and what
     tells how to resize. Those that come by a name are known by it."""
-    files = {}
+    files: dict[str, Path] = {}
     for spec in specs:
         name, _, where = spec.partition(":")
         place = Path(where)
