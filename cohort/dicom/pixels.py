@@ -71,4 +71,4 @@ def displayed_range(dataset: Any) -> tuple[float, float]:
 def _grey(stored: np.ndarray, dataset: Any) -> np.ndarray:
     kind = str(dataset.PhotometricInterpretation)
     colour = stored if kind == "RGB" else convert_color_space(stored, kind, "RGB")
-    return np.asarray(colour.astype(np.float32) @ np.float32(LUMA), dtype=np.float32)
+    return np.asarray(colour.astype(np.float32) @ np.array(LUMA, dtype=np.float32), dtype=np.float32)

@@ -108,6 +108,6 @@ def describe_person(
         lost = rows.lines[(unknown & written)[codes]]
         nulled[key] = nulled.get(key, pd.Index([], dtype="int64")).append(pd.Index(lost + rows.number * LINES))
         kind = "float64" if key == "age" else "str"
-        values = pd.Series(pd.array([np.nan if a is None and key == "age" else a for a in answers], dtype=kind))
+        values = pd.Series(answers, dtype=kind)
         found[key] = pd.Series(values.array.take(codes), index=rows.lines)
     return found

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cohort.errors import TailfillError
 from cohort.preparing.decoding import find_missing, find_unreadable
-from cohort.sources.rows import BadRow, SourceTable
+from cohort.sources.rows import BadRow, SourceTable, by_line
 
 N_LISTED = 5
 """Bad rows that an error message lists before it only counts them."""
@@ -26,9 +26,9 @@ def reject_duplicates(table: SourceTable) -> None:
         frame = table.frame
         repeated = frame[frame.duplicated([column] if column == "image_id" else ["root", column])]
         names = frame[frame[column].isin(repeated[column])].drop_duplicates(column)[column]
-        first = {name: position for position, name in names.items()}
+        first = {name: position for position, name in by_line(names)}
         _reject(table, {position: f"{what} '{name}' is already in {_told(table, first[name], position)}"
-                        for position, name in repeated[column].items()})
+                        for position, name in by_line(repeated[column])})
 
 
 def reject_shared_patients(table: SourceTable) -> None:
@@ -38,7 +38,7 @@ def reject_shared_patients(table: SourceTable) -> None:
     splits = {patient: " and ".join(names) for patient, names in shared.items()}
     rows = table.frame["patient_id"][table.frame["patient_id"].isin(list(splits))]
     _reject(table, {position: f"patient '{patient}' is in two splits: {splits[patient]}"
-                    for position, patient in rows.items()})
+                    for position, patient in by_line(rows)})
 
 
 def reject_unreadable(
@@ -74,7 +74,7 @@ def set_laterals_aside(table: SourceTable, policy: Literal["keep", "drop", "one_
         of_study = ranked[["patient_id", "study_id"]]
         others = ranked[of_study.duplicated() & ranked["study_id"].notna()]
         _set_aside(table, {position: f"study '{study}' is represented by another image (laterals: one_per_study)"
-                           for position, study in others["study_id"].items()})
+                           for position, study in by_line(others["study_id"])})
 
 
 def describe_bad(bad: list[BadRow]) -> str:
@@ -106,4 +106,4 @@ def _take(table: SourceTable, reasons: Mapping[int, str]) -> list[BadRow]:
     names = table.frame["image_id"].loc[index]
     table.frame = table.frame[~table.frame.index.isin(index)]
     return [BadRow(file=file, row=line, image_id=name, reason=reasons[position])
-            for position, name in names.items() for file, line in [table.place(position)]]
+            for position, name in by_line(names) for file, line in [table.place(position)]]

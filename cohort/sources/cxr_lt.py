@@ -94,16 +94,14 @@ def read_split(table: SourceTable, split: str, known: tuple[str, ...], *, number
     rows = read_rows(file, [*IDS, path, *known], number=number, optional=[CODED_VIEW])
     names = rows.text("dicom_id")
     flag(rows, names == "", "no dicom_id given")
-    cells: dict[str, object] = {
-        "image_id": names, "root": "mimic", "split": split, "path": check_paths(rows, rows.text(path)),
-        "patient_id": patient_ids(rows, "subject_id"), "study_id": rows.strings("study_id", read_study),
-    }
-    check_against_path(rows, cells)
-    cells |= fill_view(rows, describe_person(rows, table.nulled, view="ViewPosition", age=None, sex=None))
+    ids = {"image_id": names, "path": check_paths(rows, rows.text(path)),
+           "patient_id": patient_ids(rows, "subject_id"), "study_id": rows.strings("study_id", read_study)}
+    check_against_path(rows, ids)
+    person = fill_view(rows, describe_person(rows, table.nulled, view="ViewPosition", age=None, sex=None))
     labels = rows.labels(table.space, {label: label for label in known}, zero_or_one)
     table.bad += rows.bad_rows(names)
     table.n_read += rows.n_read
-    return assemble(rows, cells, labels)
+    return assemble(rows, {**ids, **person, "root": "mimic", "split": split}, labels)
 
 
 def fill_view(rows: Rows, person: dict[str, pd.Series]) -> dict[str, pd.Series]:
@@ -121,10 +119,10 @@ def read_study(text: str) -> str:
     return f"s{digits}"
 
 
-def check_against_path(rows: Rows, cells: Mapping[str, pd.Series]) -> None:
+def check_against_path(rows: Rows, ids: Mapping[str, pd.Series]) -> None:
     """Rows whose path does not follow from their patient, study and image are bad: one of them is wrong."""
-    patient = cells["patient_id"]
-    wanted = ("files/p" + patient.str[:2] + "/p" + patient + "/" + cells["study_id"] + "/" + cells["image_id"] + ".jpg")
-    flag(rows, (cells["path"] != wanted).fillna(True),
+    patient = ids["patient_id"]
+    wanted = "files/p" + patient.str[:2] + "/p" + patient + "/" + ids["study_id"] + "/" + ids["image_id"] + ".jpg"
+    flag(rows, (ids["path"] != wanted).fillna(True),
          "path names another patient, study or image than its row; wanted: "
          "files/p10/p<subject_id>/s<study_id>/<dicom_id>.jpg")

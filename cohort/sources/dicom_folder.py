@@ -101,5 +101,6 @@ def join_headers(
     given = describe_person(rows, table.nulled, view=at.get("view"), age=at.get("age"), sex=at.get("sex"))
     study = found["study_id"].where(found["study_id"] != "")
     cells: dict[str, object] = {"image_id": found["image_id"], "root": "dicom", "path": found["path"],
-                                "patient_id": patient, "study_id": study, **person}
-    return cells | {key: values.fillna(person[key]) for key, values in given.items()}, found
+                                "patient_id": patient, "study_id": study}
+    filled = {key: given[key].fillna(values) if key in given else values for key, values in person.items()}
+    return cells | filled, found

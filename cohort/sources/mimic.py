@@ -28,7 +28,7 @@ from cohort.preparing.settings import PrepareConfig
 from cohort.sources.chexpert import mention_reader
 from cohort.sources.csv_folder import read_split
 from cohort.sources.cxr_lt import CODED_VIEW, fill_view, read_study
-from cohort.sources.rows import BadRow, SourceTable, assemble, find_one, read_rows
+from cohort.sources.rows import BadRow, SourceTable, assemble, by_line, find_one, read_rows
 
 TABLES = {"metadata": "mimic-cxr-*-metadata.csv", "labels": "mimic-cxr-*-chexpert.csv",
           "split": "mimic-cxr-*-split.csv"}
@@ -61,8 +61,8 @@ def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> Source
     frame = assemble(rows, cells | person, labels)
     table.bad = rows.bad_rows(image)
     unlabelled = ~frame["study_id"].isin(by_study.index)
-    table.set_aside = [BadRow(file=rows.file, row=int(line), image_id=name, reason=UNLABELLED)
-                       for line, name in frame["image_id"][unlabelled].items()]
+    table.set_aside = [BadRow(file=rows.file, row=line, image_id=name, reason=UNLABELLED)
+                       for line, name in by_line(frame["image_id"][unlabelled])]
     table.frame = frame[~unlabelled]
     if "patients" in files:
         table.frame, people = join_people(table.frame, files["patients"], files["metadata"])

@@ -25,7 +25,7 @@ from cohort.errors import TailfillError
 from cohort.labels import LABEL_SPACES, NIH_14, LabelSpace
 from cohort.preparing.people import check_relative, describe_person, parse_id, patient_ids
 from cohort.preparing.settings import PrepareConfig
-from cohort.sources.rows import BadRow, Rows, SourceTable, assemble, find_one, flag, place, read_rows
+from cohort.sources.rows import BadRow, Rows, SourceTable, assemble, by_line, find_one, flag, read_rows
 
 LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 SPLIT_FILES = {"train": "train_val_list.txt", "test": "test_list.txt"}
@@ -117,8 +117,8 @@ def describe_images(rows: Rows, table: SourceTable, root: Path) -> dict[str, pd.
             reason = str(error)
         rows.bad.setdefault(int(rows.lines[position]), reason)
     several = {name: found for name, found in images.items() if len(found) > 1}
-    for line, name in names[names.isin(list(several))].items():
-        rows.bad.setdefault(place(line), f"'{name}' is in {len(several[name])} places: {', '.join(several[name])}")
+    for line, name in by_line(names[names.isin(list(several))]):
+        rows.bad.setdefault(line, f"'{name}' is in {len(several[name])} places: {', '.join(several[name])}")
     person = describe_person(rows, table.nulled, view="View Position", age="Patient Age", sex="Patient Gender")
     root_name = pd.Series("nih", index=rows.lines)
     return {"image_id": names, "root": root_name, "path": paths, "patient_id": patient_ids(rows, "Patient ID")} | person
@@ -136,11 +136,12 @@ def read_long_tail(rows: Rows, root: Path, files: Mapping[str, Path], space: Lab
         names = part.text("id")
         flag(part, ~names.isin(about.index), f"stands in no usable row of {rows.file.name}")
         patients = part.strings("subj_id", lambda text: parse_id(text, "patient id").lstrip("0") or "0")
-        cells = {column: pd.Series(about[column].reindex(names).to_numpy(), index=part.lines) for column in about}
+        cells: dict[str, pd.Series] = {str(column): pd.Series(about[column].reindex(names).to_numpy(), index=part.lines)
+                                       for column in about}
         flag(part, (cells["patient_id"] != patients) & cells["patient_id"].notna(),
              f"subj_id is another patient than in {rows.file.name}")
         labels = part.labels(space, {label: label for label in space.labels}, zero_or_one)
-        frames.append(assemble(part, cells | {"image_id": names, "split": split}, labels))
+        frames.append(assemble(part, {**cells, "image_id": names, "split": split}, labels))
         table.bad += part.bad_rows(names)
         table.n_read += part.n_read
     table.frame = pd.concat(frames)

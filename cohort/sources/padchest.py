@@ -28,7 +28,7 @@ from cohort.errors import TailfillError
 from cohort.labels import PADCHEST
 from cohort.preparing.people import OLDEST, check_paths, describe_person, patient_ids
 from cohort.preparing.settings import PrepareConfig
-from cohort.sources.rows import LINES, BadRow, Rows, SourceTable, assemble, find_one, int8, read_rows
+from cohort.sources.rows import LINES, BadRow, Rows, SourceTable, assemble, by_line, find_one, int8, read_rows
 from cohort.vocabulary.findings import names_of
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K*.csv"
@@ -70,8 +70,9 @@ def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> Source
         by_hand = (rows.text("MethodLabel") == "Physician").to_numpy()
         reasons[~by_hand & (reasons == "")] = "labelled by the network (physicians_only)"
     aside = pd.Series(reasons, index=rows.lines).loc[frame.index]
-    table.set_aside = [BadRow(file=rows.file, row=int(line), image_id=frame.at[line, "image_id"], reason=reason)
-                       for line, reason in aside[aside != ""].items()]
+    names = frame["image_id"].to_dict()
+    table.set_aside = [BadRow(file=rows.file, row=line, image_id=str(names[line]), reason=reason)
+                       for line, reason in by_line(aside[aside != ""])]
     table.frame = frame[(aside == "").to_numpy()]
     return table
 

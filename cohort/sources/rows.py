@@ -11,7 +11,7 @@ silence.
 
 import csv
 import gzip
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from io import TextIOWrapper
@@ -106,7 +106,7 @@ class Rows:
         for position in np.flatnonzero(wrong):
             self.bad.setdefault(int(self.lines[position]), reason(int(position)))
 
-    def translate(self, column: str, function: Callable[[str], T]) -> tuple[np.ndarray, list[T | None]]:
+    def translate(self, column: str, function: Callable[[str], T | None]) -> tuple[np.ndarray, list[T | None]]:
         """``function`` of each different word: codes, int (n,), into the answers; rows of words that raise are bad."""
         encoded = self.table[column].combine_chunks().dictionary_encode()
         codes = encoded.indices.to_numpy()
@@ -275,9 +275,9 @@ def flag(rows: Rows, wrong: pd.Series, reason: str) -> None:
     rows.reject(wrong.to_numpy(dtype=bool), lambda position: reason)
 
 
-def place(line: Hashable) -> int:
-    """A line as pandas' ``items`` gives it, as int."""
-    return int(str(line))
+def by_line(values: pd.Series) -> list[tuple[int, str]]:
+    """A series of text as (line or place, text), for the checker of types: pandas' ``items`` promises neither."""
+    return [(int(line), str(value)) for line, value in zip(values.index.to_numpy(), values, strict=True)]
 
 
 def find_one(folder: Path, *patterns: str) -> Path:
