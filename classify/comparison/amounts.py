@@ -118,7 +118,7 @@ def amount_sentence(table: pd.DataFrame, facts: Mapping[str, Any], endpoint: Map
     metric = CHOOSES.get(endpoint["metric"], endpoint["metric"])
     if not facts:
         return f"No amount could be chosen: {metric} of the {endpoint['group']} group is undefined on validation."
-    amounts = " and ".join(f"{amount:g} times the slots for {base}" for base, amount in facts["chosen"].items())
+    amounts = " and ".join(f"{amount:g}× for {base}" for base, amount in facts["chosen"].items())
     n_val = int(table.loc[table["chosen"], "n_val_positive_patients"].max())
     n_amounts = int((table["base"] == next(iter(facts["chosen"]))).sum())
     same, best = facts["same_slots"], facts["both_at_best"]
@@ -134,5 +134,5 @@ def _text(part: Mapping[str, Any]) -> str:
     if part["delta"] is None:
         return f"undefined ({part['reason']})"
     ends = f"no interval: {part['reason']}" if part["ci_low"] is None else (
-        f"95 % interval {part['ci_low']:+.3f} to {part['ci_high']:+.3f}")
-    return f"{part['delta']:+.3f} ({ends})"
+        f"95 % interval {part['ci_low']:+.3f} to {part['ci_high']:+.3f}".replace("-", "−"))
+    return f"{part['delta']:+.3f}".replace("-", "−") + f" ({ends})"

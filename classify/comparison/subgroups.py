@@ -193,5 +193,7 @@ def subgroup_sentence(table: pd.DataFrame, *, arm: str, rival: str) -> str:
 def _named(found: pd.DataFrame) -> str:
     """Sub-groups with their numbers, the largest first; those under 20 positive patients are not named."""
     ordered = found[~found["few"]].sort_values("value", ascending=False)
-    return ", ".join(f"{row.attribute} {row.subgroup} ({row.value:+.3f}, {row.ci_low:+.3f} to {row.ci_high:+.3f})"
-                     for row in ordered.itertuples())
+    numbers = [f"{row.value:+.3f}, {row.ci_low:+.3f} to {row.ci_high:+.3f}".replace("-", "−")
+               for row in ordered.itertuples()]
+    return ", ".join(f"{attribute} {subgroup} ({text})" for attribute, subgroup, text in
+                     zip(ordered["attribute"], ordered["subgroup"], numbers, strict=True))

@@ -67,14 +67,15 @@ def _levels(evidence: Evidence, found: Cells) -> Plot:
         series = arm_series(base, evidence.arms)
         doses.append(Dose(name=base, marks=tuple(_mark(row, series) for row in rows),
                           chosen=chosen[0] if chosen else None))
-    values = {name: (evidence.result(arm=name, rival=None, label=group, metric=metric) or {}).get("value")
-              for name in LINES if name in evidence.arms and not _amounts(found, name)}
+    values: dict[str, Any] = {
+        name: (evidence.result(arm=name, rival=None, label=group, metric=metric) or {}).get("value")
+        for name in LINES if name in evidence.arms and not _amounts(found, name)}
     ticks = []
     for amount in amounts:
         per_class = held(evidence, arm_at(arm, amount))["per_class"]
         ticks.append(f"{amount:g}×" + ("" if per_class is None else f"\n{per_class:,.0f}"))
     return dose_plot(doses, ticks=ticks, title=f"{metric} of the {group} group by amount",
-                     xlabel="amount; below it the synthetic images that a class really got, mean",
+                     xlabel="amount, and the synthetic images that a class really got",
                      ylabel=f"mean {metric} on test", note="Bars are 95 % intervals. Dashed: arms without amounts.",
                      lines={name: float(value) for name, value in values.items() if not is_null(value)})
 
@@ -87,8 +88,7 @@ def _differences(evidence: Evidence, found: Cells) -> tuple[Plot, ...]:
         row = found[arm, amount]
         mark = _mark(row, arm_series(arm, evidence.arms), keys=("delta", "delta_low", "delta_high"))
         text = difference_text({"delta": row["delta"], "ci_low": row["delta_low"], "ci_high": row["delta_high"]})
-        rows.append(Row(label=f"{amount:g}×, against {row['rival']}", marks=(mark,), strong=bool(row["chosen"]),
-                        text=text))
+        rows.append(Row(label=f"{amount:g}×", marks=(mark,), strong=bool(row["chosen"]), text=text))
     metric, group = evidence.endpoint["metric"], evidence.endpoint["group"]
     axis = Axis(label=f"difference in {metric}", zero=True, ends=("repeats better", f"{arm} better"))
     title = f"{arm.capitalize()} against repeats in the same slots, {group} group"
@@ -125,7 +125,7 @@ def _table(evidence: Evidence, found: Cells) -> Table:
         filled = DASH if there["filled"] is None else f"{100 * there['filled']:.0f} %"
         rows.append((f"{amount:g}×", number(there["slots"], 0),
                      f"{number(there['per_class'], 0)} of {number(there['meant'], 0)}", filled,
-                     *(_cell(row, "val", notes) for row in (own, other)),
+                     " / ".join(_cell(row, "val", notes) for row in (own, other)),
                      *(_cell(row, "value", notes) for row in (own, other)),
                      difference_text({"delta": own["delta"], "ci_low": own["delta_low"], "ci_high": own["delta_high"]})
                      if not is_null(own["delta"]) else notes.dash(own["reason"])))
@@ -133,7 +133,7 @@ def _table(evidence: Evidence, found: Cells) -> Table:
     told = (f"Bold: the amount chosen for {arm}" + (f"; for {rival} it is {chosen[0]:g}×." if chosen else "."),)
     judge = CHOOSES.get(metric, metric)
     columns = ("Amount", "Slots per class", "Synthetic per class (there, meant)", "Filled",
-               f"{judge} on validation, {arm}", f"the same, {rival}", f"{metric} on test, {arm}", f"the same, {rival}",
+               f"{judge} on validation, {arm} / {rival}", f"{metric} on test, {arm}", f"{metric} on test, {rival}",
                "Difference in the same slots")
     return Table(title="By amount", columns=columns, rows=tuple(rows), strong=frozenset(strong),
                  notes=(*(told if strong else ()), *notes.lines()))

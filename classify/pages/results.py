@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from classify.comparison.pairs import slot_rivals
+from classify.comparison.pairs import ABOUT, slot_rivals
 from classify.pages.arms import (
     arm_forests,
     arm_table,
@@ -20,6 +20,10 @@ from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, n
 from classify.pages.evidence import GROUPS, Evidence
 from classify.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 
+MEANING = {"AP": "AP, average precision, 0 to 1: how far up the images with the finding are ranked.",
+           "AUROC": "AUROC, 0 to 1: the chance that an image with the finding ranks above one without.",
+           "F1": "F1, 0 to 1: the balance of findings found and false alarms."}
+"""What the endpoint's metric tells, for a reader who has not met it."""
 METRIC_NAMES = {"ECE": "Calibration error (ECE)", "ECE_T": "Calibration error after one temperature (ECE_T)"}
 """Metric to its heading, where that is not its name."""
 FIDELITY_SETS = {"kept": 3, "made": 1, "real floor": 0}
@@ -45,8 +49,11 @@ def verdict_chapter(evidence: Evidence) -> Chapter:
     """The verdict in words; the number of its endpoint stands in ``headline``."""
     sentences = evidence.verdict.get("sentences", [])
     words = [sentences] if isinstance(sentences, str) else list(sentences)
-    recovered = evidence.verdict.get("recovered")
-    shown = [str(sentence).replace(" %", "\u00a0%") for sentence in (*words[:1], recovered, *words[1:]) if sentence]
+    recovered, end = evidence.verdict.get("recovered"), evidence.endpoint
+    stated = f"{end['arm']} against {end['rival']}, mean {end['metric']} of the {end['group']} group"
+    points = [sentence for sentence in words[1:] if not str(sentence).startswith(stated)]  # it stands in ``headline``
+    shown = [str(sentence).replace(" %", "\u00a0%") for sentence in
+             (*words[:1], recovered, evidence.verdict.get("amounts"), *points) if sentence]
     n_words = len(words[:1]) + bool(recovered)
     return Chapter(anchor="verdict", title="The verdict", blocks=recovered_plots(evidence),
                    words=tuple(shown[:n_words]), points=(*shown[n_words:], evidence.looks),
@@ -69,8 +76,11 @@ def headline(evidence: Evidence) -> dict[str, str]:
         "what": f"difference in mean {end['metric']} over the {end['group']} group "
                 f"({', '.join(defined) or 'no class'}{left_out}), "
                 f"{end['arm']} against {end['rival']}",
+        "terms": ". ".join(f"{name.capitalize()}: {ABOUT.get(name, 'an arm of this run')}"
+                           for name in (end["rival"], end["arm"])) + f". {MEANING.get(end['metric'], '')}",
         "support": f"{images:,} positive test images of {patients:,} patients; "
-                   f"{count(row.get('n_seeds'))} seeds per arm",
+                   f"{count(row.get('n_seeds'))} seeds per arm; "
+                   f"p = {number(row.get('p'))}",
         "hash": evidence.endpoint_hash or "",
     }
 

@@ -28,7 +28,8 @@ def subgroup_chapters(evidence: Evidence) -> list[Chapter]:
     sentence, table = evidence.verdict.get("subgroups"), evidence.subgroups
     if sentence is None:
         return []
-    words, blocks = (str(sentence),), []
+    words: tuple[str, ...] = (str(sentence),)
+    blocks: list[Plot | Table] = []
     if not table.empty and "rival" not in table:
         words = (OLDER,)
     elif not table.empty:
@@ -102,15 +103,16 @@ def _table(evidence: Evidence, found: Cells, label: str, differences: bool) -> T
     for at, (attribute, subgroup) in enumerate(_names(found)):
         parts = [found[attribute, subgroup, label, arm, rival if differences else None, metric] for metric in metrics]
         grey |= {at} if parts[0]["few"] else set()
-        rows.append((f"{attribute} {subgroup}{MARK if parts[0]['few'] else ''}", f"{parts[0]['n_images']:,}",
-                     f"{parts[0]['n_positive_images']:,} / {parts[0]['n_positive_patients']:,}",
-                     str(parts[0]["n_classes"]),
+        size = () if differences else (f"{parts[0]['n_images']:,}", str(parts[0]["n_classes"]))
+        rows.append((f"{attribute} {subgroup}{MARK if parts[0]['few'] else ''}",
+                     f"{parts[0]['n_positive_images']:,} / {parts[0]['n_positive_patients']:,}", *size,
                      *(_cell(part, notes, signs=differences or part["metric"] in GAPS) for part in parts)))
     few = (f"{MARK} Fewer than {FEW} positive patients: too few to read anything into.",) if grey else ()
     title = f"{arm} less {rival}" if differences else arm
     return Table(title=f"{row_name(evidence, label)}: {title}", rows=tuple(rows), grey=frozenset(grey),
                  notes=(*few, *notes.lines()),
-                 columns=("Sub-group", "Images", "Positives (images / patients)", "Classes", *metrics))
+                 columns=("Sub-group", "Positives (images / patients)",
+                          *(() if differences else ("Images", "Classes")), *metrics))
 
 
 def _cell(part: dict[Any, Any], notes: Notes, *, signs: bool) -> str:

@@ -65,15 +65,15 @@ def test_the_table_and_figure_show_the_amount_there_and_the_chosen_one(evidence:
     assert [row[0] for row in table.rows] == ["0.5×", "1×", "2×"]
     assert table.rows[2][1:4] == ("80", "24 of 40", "60 %")
     assert table.strong == {2}
-    assert table.rows[2][6] == "0.222 (0.050 to 0.250)"
-    assert table.rows[2][8] == "+0.044  (−0.010 to +0.090)"
+    assert table.rows[2][4:] == ("0.200 / 0.200", "0.222 (0.050 to 0.250)", "0.222 (0.050 to 0.250)",
+                                 "+0.044  (−0.010 to +0.090)")
     for svg in (levels.wide, levels.narrow):
         assert re.search(r">2×<", svg)
         assert re.search(r">24<", svg)
         assert re.search(r">oracle<", svg)
         assert re.search(r">real<", svg)
     assert "chosen on validation" in {text for *_, text in levels.legend}
-    assert "2×, against duplicate-2x" in forest.wide
+    assert "+0.044  (−0.010 to +0.090)" in forest.wide
 
 
 def test_amounts_stand_in_their_chapter_and_nowhere_else(evidence: Evidence) -> None:

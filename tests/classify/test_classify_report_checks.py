@@ -79,8 +79,8 @@ def test_small_sub_groups_are_marked_without_colour_and_left_out_of_the_figure(e
         assert [row[0] for row in table.rows] == ["sex F", "sex M*"]
         assert table.grey == {1}
         assert table.notes[0].startswith("* Fewer than 20 positive patients")
-    assert tables[0].columns[4:] == ("AP", "AUROC", "AUROC gap", "FNR", "FNR gap")
-    assert tables[0].rows[0][4] == "+0.25 (+0.12 to +0.38)"
+    assert tables[0].columns[2:] == ("AP", "AUROC", "AUROC gap", "FNR", "FNR gap")
+    assert tables[0].rows[0][2] == "+0.25 (+0.12 to +0.38)"
     assert tables[1].rows[0][4] == "0.25 (0.12 to 0.38)"
     assert tables[1].rows[1][4] == "0.25 — (a)"
 
