@@ -80,10 +80,11 @@ def build_classifier(
         options["global_pool"] = ""  # the features are a map
     create = partial(timm.create_model, name, num_classes=n_labels if head == "linear" else 0, in_chans=in_chans,
                      **options)
-    model = _create_pretrained(create, pretrained) if pretrained else create()
+    model: Any = _create_pretrained(create, pretrained) if pretrained else create()
     if head != "linear":
-        model.set_submodule(_classifier(model)[0], HEADS[head](int(model.num_features), n_labels))
-    return model
+        model.set_submodule(_classifier(model)[0], HEADS[head](model.num_features, n_labels))
+    built: nn.Module = model
+    return built
 
 
 def _create_pretrained(create: Callable[..., nn.Module], pretrained: bool | str) -> nn.Module:
@@ -128,7 +129,7 @@ def head_of(model: nn.Module) -> tuple[str, Head]:
     ``head(model.forward_head(model.forward_features(x), pre_logits=True))`` is ``model(x)`` in evaluation mode.
     """
     name, head = _classifier(model)
-    if not isinstance(head, tuple(HEADS.values())):
+    if not isinstance(head, Head):
         raise TailfillError(f"the classifier of {type(model).__name__} is a {type(head).__name__}; "
                             "wanted: a model that ends in one linear layer")
     return name, head

@@ -39,8 +39,8 @@ class TwoViews(nn.Module):
 
     def __init__(self, name: str, *, image_size: int, width: int, pretrained: bool | str, drop_path: float) -> None:
         super().__init__()
-        self.network: Any = build_classifier(name, 0, image_size=image_size, pretrained=pretrained, drop_path=drop_path)
-        sizes = (int(self.network.num_features), width, width)
+        network: Any = build_classifier(name, 0, image_size=image_size, pretrained=pretrained, drop_path=drop_path)
+        self.network, sizes = network, (network.num_features, width, width)
         hidden = [nn.Sequential(nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU())
                   for before, after in pairwise(sizes)]
         self.expander = nn.Sequential(*hidden, nn.Linear(width, width))
