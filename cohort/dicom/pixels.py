@@ -38,7 +38,8 @@ def read_display(path: Path) -> np.ndarray:
             return _grey(stored, dataset)
         return _window(stored, dataset)
     except UNREADABLE as error:
-        raise TailfillError(f"{path}: cannot be read as a DICOM image: {error}") from error
+        hint = "; pip install 'tailfill[dicom]' brings a decoder" if "missing dependencies" in str(error) else ""
+        raise TailfillError(f"{path}: cannot be read as a DICOM image: {error}{hint}") from error
 
 
 def _window(stored: np.ndarray, dataset: Any) -> np.ndarray:
