@@ -71,7 +71,7 @@ def render(found: Findings) -> dict[str, str]:
                         f"{percent(first['ci_low'])} to {percent(first['ci_high'])}",
             "what": f"recovered share at {found.levels[0]} positives, ratio of mean gains in {end.metric}: "
                     f"{end.arm} over duplicate, by oracle over duplicate",
-            "support": f"{len(found.labels) - 1} findings, {int(first['n_runs'])} thinnings each; "
+            "support": f"{n_findings(found)}, {int(first['n_runs'])} thinnings each; "
                        f"{int(first['n_positive_patients']):,} positive test patients",
             "terms": ". ".join(f"{name.capitalize()}: {ABOUT[name]}" for name in (RIVAL, end.arm, ORACLE)) + ".",
         },
@@ -98,8 +98,14 @@ def verdict_lines(found: Findings) -> list[str]:
         gains = (f"the oracle gains {gain_words(oracle)}, {end.arm} {gain_words(own)}")
         share = (f"no recovered share: {own['reason']}" if is_null(own["share"]) else
                  f"recovered share {percent(own['share'])} ({percent(own['ci_low'])} to {percent(own['ci_high'])})")
-        lines.append(f"At {level} positives, over {len(found.labels) - 1} findings: {gains} in {end.metric}; {share}.")
+        lines.append(f"At {level} positives, over {n_findings(found)}: {gains} in {end.metric}; {share}.")
     return [headline_of(found), *lines, tail_line(found)]
+
+
+def n_findings(found: Findings) -> str:
+    """``1 finding``, ``3 findings``."""
+    n = len(found.labels) - 1
+    return f"{n} finding{'s' * (n != 1)}"
 
 
 def headline_of(found: Findings) -> str:
@@ -107,7 +113,9 @@ def headline_of(found: Findings) -> str:
     end, level = found.endpoint, found.levels[0]
     own = found.row(level=level, label=REHEARSED_GROUP, arm=end.arm, metric=end.metric)
     if is_null(own["share"]):
-        return f"Cannot say: even real images bring no clear gain at {level} positives"
+        oracle = found.row(level=level, label=REHEARSED_GROUP, arm=ORACLE, metric=end.metric)
+        return (f"Cannot say: {own['reason']}" if is_null(oracle["gain_low"]) else
+                f"Cannot say: even real images bring no clear gain at {level} positives")
     if own["ci_low"] > 0:
         return f"Synthetic images recover {percent(own['share'])} of what real ones would bring"
     return f"No gain shown at {level} positives, though real images would bring one"

@@ -113,8 +113,7 @@ def _fit(numbers: Array, rule: str) -> Array:
     """
     root = np.sqrt(numbers[:, 2])
     regressors = _design(numbers[:, 0], rule) * root[:, None]
-    found: Array = np.linalg.lstsq(regressors, numbers[:, 1] / root, rcond=None)[0]
-    return found
+    return np.asarray(np.linalg.lstsq(regressors, numbers[:, 1] / root, rcond=None)[0], dtype=np.float64)
 
 
 def _design(n_real: Array, rule: str) -> Array:

@@ -27,7 +27,7 @@ from classify.rehearsal.choices import Cell
 from classify.rehearsal.page import Findings, render
 from classify.rehearsal.prediction import Forecast, forecast
 from classify.rehearsal.settings import RehearsalConfig
-from classify.rehearsal.shares import ORACLE, TAIL_GROUP, Measured, measure, recovered_table, tail_table
+from classify.rehearsal.shares import ORACLE, RIVAL, TAIL_GROUP, Measured, measure, recovered_table, tail_table
 from cohort.config import Run
 from cohort.pipeline import read_stamp
 from cohort.stage import Stage, require, verify, write_atomically
@@ -168,7 +168,10 @@ def _measured(tail: pd.DataFrame, label: str, *, arm: str, metric: str) -> dict[
 
 
 def provenance_of(folders: Mapping[Cell, Path]) -> str:
-    """``known`` where every generator's weights come from patients who can be compared, else ``unknown``."""
-    stamps = [require(folder / "generator", "finetune") for folder in folders.values()]
-    told = {stamp["extra"].get("provenance", "unknown") for stamp in stamps}
-    return "known" if told == {"known"} else "unknown"
+    """``known`` where the weights of every generator and classifier come from patients who can be compared."""
+    for folder in folders.values():
+        drawn = require(folder / "generator", "finetune")["extra"].get("provenance")
+        trained = (read_stamp(folder / "train" / RIVAL / "seed_0") or {"extra": {}})["extra"].get("provenance")
+        if drawn != "known" or trained != "this run":
+            return "unknown"
+    return "known"

@@ -32,6 +32,8 @@ REHEARSED_GROUP, TAIL_GROUP = "all findings", "actual tail"
 RIVAL, ORACLE = "duplicate", "oracle"
 NO_SHARE = (ORACLE, "real", "oversample")
 """Arms without a share: the oracle, whose own is 1, and those that do not fill the duplicates' slots."""
+KINDS = {"level": "Int64", **dict.fromkeys(("gain", "gain_low", "gain_high", "p", "oracle_gain"), "float64")}
+"""Column types that a table of nothing but undefined numbers would lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +169,7 @@ def recovered_table(cells: Mapping[Cell, Measured], arms: Sequence[str]) -> pd.D
                   for finding in source.members if finding != REHEARSED_GROUP}
         n_real[REHEARSED_GROUP] = float(np.mean(list(n_real.values())))
         rows += share_rows(source, arms, level=level, n_real=n_real)
-    return pd.DataFrame(rows).astype({"level": "Int64"})
+    return pd.DataFrame(rows).astype(KINDS)
 
 
 def tail_table(cells: Mapping[Cell, Measured], cohort: Cohort, arms: Sequence[str]) -> pd.DataFrame:
@@ -177,4 +179,4 @@ def tail_table(cells: Mapping[Cell, Measured], cohort: Cohort, arms: Sequence[st
     first = next(one for cell, one in cells.items() if cell.place == 0)
     n_real = {label: float(first.n_real[label]) for label in tail}
     n_real[TAIL_GROUP] = float(np.median(list(n_real.values())))
-    return pd.DataFrame(share_rows(source, arms, level=None, n_real=n_real)).astype({"level": "Int64"})
+    return pd.DataFrame(share_rows(source, arms, level=None, n_real=n_real)).astype(KINDS)
