@@ -25,7 +25,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(repository: Path, name: str, run: Path, cohort: Path, *more: str) -> Rehearsal:
     words = ["--run", str(run), "--cohort", str(cohort), "--rehearsal.findings", FINDINGS, "--rehearsal.levels", "[10]",
-             *more]
+             "--rehearsal.max_overlap", "0.9", *more]
     return open_rehearsal(read_experiment([str(repository / "configs" / name), *words], doc=None))
 
 
