@@ -157,7 +157,8 @@ def predict(run: Run, config: PredictConfig, *, arm: str, seed: int) -> None:
     table = predictions_table(task, frame, logits_by_weights(task, images, cohort, accelerator), cohort)
     if accelerator.is_main_process:
         write_table(table, stage.folder / TABLE, predictions_schema(cohort.labels))
-        stage.finish(outputs=[TABLE], counts={"rows": len(table), **frame["split"].value_counts().to_dict()})
+        counts = {str(split): int(n) for split, n in frame["split"].value_counts().items()}
+        stage.finish(outputs=[TABLE], counts={"rows": len(table), **counts})
         log.info("predict %s, seed %d: %d images, raw and ema", arm, seed, len(frame))
     accelerator.wait_for_everyone()
 

@@ -27,9 +27,9 @@ from classify.comparison.measuring import Scored
 from classify.comparison.metrics import METRICS, ClassMetrics, support
 from classify.comparison.pairing import Comparison, Source
 from classify.comparison.recovered import ORACLE, Share, fieller_set
-from classify.verdict.deciding import Case, decide
 from classify.learning.fitting import Recipe
 from classify.slots import Slots, label_matrix, prevalence
+from classify.verdict.deciding import Case, decide
 from cohort.labels import CONTROL
 
 AGAIN = "again"

@@ -95,9 +95,10 @@ def join_headers(
     found = headers.drop_duplicates(by).set_index(by, drop=False).reindex(keys.to_numpy()).set_axis(rows.lines)
     flag(rows, found["image_id"].isna(), f"no DICOM image below the root has this {by}")
     patient = found["patient_id"].where(found["patient_id"] != "", found["image_id"])
-    person = {"view": found["view"].map(parse_view, na_action="ignore").astype("str"),
-              "sex": found["sex"].map(parse_sex, na_action="ignore").astype("str"),
-              "age": found["age"].map(parse_age, na_action="ignore").astype("float64")}
+    person: dict[str, pd.Series] = {
+        "view": found["view"].map(parse_view, na_action="ignore").astype("str"),
+        "sex": found["sex"].map(parse_sex, na_action="ignore").astype("str"),
+        "age": found["age"].map(parse_age, na_action="ignore").astype("float64")}
     given = describe_person(rows, table.nulled, view=at.get("view"), age=at.get("age"), sex=at.get("sex"))
     study = found["study_id"].where(found["study_id"] != "")
     cells: dict[str, object] = {"image_id": found["image_id"], "root": "dicom", "path": found["path"],
