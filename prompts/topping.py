@@ -110,8 +110,10 @@ def _standing(
         status = MET
     elif bound < config.min_acceptance:
         status = GIVEN_UP
-        reason = (f"{kept} of {asked} images accepted: at {CONFIDENCE:.0%} confidence fewer than {bound:.1%} pass, and "
-                  f"fill.min_acceptance is {config.min_acceptance:.1%}")
+        failed = asked - int(own["made"].sum())
+        unmade = f" ({failed} could not be made)" if failed else ""
+        reason = (f"{kept} of {asked} images accepted{unmade}: at {CONFIDENCE:.0%} confidence fewer than {bound:.1%} "
+                  f"pass, and fill.min_acceptance is {config.min_acceptance:.1%}")
     elif round_ + 1 >= config.rounds:
         status, reason = SHORT, f"{wanted - accepted} are missing after {config.rounds} rounds (fill.rounds)"
     return {"label": label, "round": round_, "budget": wanted, "asked": len(now), "made": int(now["made"].sum()),

@@ -17,8 +17,9 @@
 
 A round is a run of its own that shares the cohort, the generator, the critics and the cache of what was read, so its
 stages are the ordinary ones, with their stamps: whenever this is killed, the same command goes on where it was. A class
-ends as met, given up, or short at the last round; none of that is an error. Not promised: that every class is filled,
-and no more images of a class than its budget, as one image may carry several.
+ends as met, given up, or short at the last round; none of that is an error, nor is a round of which every image failed.
+Given again with more ``fill.rounds``, a finished fill goes on (synth/filling/raising.py). Not promised: that every
+class is filled, and no more images of a class than its budget, as one image may carry several.
 """
 
 import json
@@ -36,12 +37,13 @@ import yaml
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import critics_of, is_made_from, read_stamp
-from cohort.stage import Stage, verify, write_atomically
-from cohort.tables import Cohort, fill_schema, load_cohort, plan_schema, read_table, write_table
+from cohort.stage import Stage, hash_file, require, verify, write_atomically
+from cohort.tables import Cohort, fill_schema, images_schema, load_cohort, plan_schema, read_table, write_table
 from prompts.plan import Plan, PlanConfig, Reality, build_plan, look
 from prompts.topping import NOTHING_LEFT, OPEN, SHORT, FillConfig, join_verdicts, plan_round, take_stock
 from synth.filling.launching import run_launched
 from synth.filling.pooling import pool_images, pool_plans
+from synth.filling.raising import has_ended_earlier, put_end_aside
 from synth.filter import FilterConfig
 from synth.generate import RUNTIME, GenerateConfig
 
@@ -94,11 +96,22 @@ def launch(job: Job, stage: str, folder: Path, *, config: Path) -> None:
     settings = {**job.sections[stage], "seed": job.run.seed}
     if stage == "filter":
         settings |= {"rule_order": list(settings["rules"])}
-    if not is_made_from(folder / FOLDERS[stage], settings):
+    if not (is_made_from(folder / FOLDERS[stage], settings) and has_its_files(folder / FOLDERS[stage])):
         log.info("fill: %s in %s ...", stage, folder)
         code = run_launched([f"synth.{stage}", "--config", str(config), "--run", str(folder)], job.processes)
         if code:
             raise SystemExit(code)
+
+
+def has_its_files(folder: Path) -> bool:
+    """Whether the files that a complete stage was made from, such as a rule's source, are what they were."""
+    files = [entry for entry in (read_stamp(folder) or {})["inputs"].values() if entry["kind"] == "file"]
+    return all(Path(entry["path"]).is_file() and hash_file(Path(entry["path"])) == entry["hash"] for entry in files)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether any image of a round, or of several, could be made."""
+    return bool(require(folder / "images", "generate")["counts"]["made"])
 
 
 def stage_of_plan(job: Job, number: int) -> Stage:
@@ -107,7 +120,9 @@ def stage_of_plan(job: Job, number: int) -> Stage:
     if number:
         own = {key: value for key, value in asdict(job.config).items() if key != "rounds"}
         settings |= {"round": number, "fill": own}
-        inputs |= {"plan": job.pool(number - 1) / "plan", "filter": job.pool(number - 1) / "synthetic"}
+        pool = job.pool(number - 1)
+        seen = {"filter": pool / "synthetic"} if has_images(pool) else {"generate": pool / "images"}
+        inputs |= {"plan": pool / "plan", **seen}
     return Stage("plan", job.round(number) / "plan", config=settings, inputs=inputs)
 
 
@@ -135,17 +150,28 @@ def write_plan(job: Job, number: int) -> bool:
 
 
 def settle(job: Job, folder: Path, last: int, *, config: Path, reasons: Mapping[str, str]) -> None:
-    """The rounds up to ``last`` as one in ``folder``, and the filter's verdict on it."""
+    """The rounds up to ``last`` as one in ``folder``, and the filter's verdict on it, where there is an image."""
     rounds = [job.round(number) for number in range(last + 1)]
     pool_plans(folder / "plan", rounds, job.cohort, reasons=reasons)
     pool_images(folder / "images", rounds)
-    launch(job, "filter", folder, config=config)
+    if has_images(folder):
+        launch(job, "filter", folder, config=config)
+    else:
+        log.warning("fill: none of the images of %d rounds could be made: %s", last + 1, why_failed(folder))
+
+
+def why_failed(folder: Path) -> str:
+    """The most frequent error of images that could not be made."""
+    images = read_table(verify(folder / "images", "generate", "images.parquet"), images_schema())
+    return str(images["error"].value_counts().index[0])
 
 
 def read_verdicts(job: Job, number: int) -> pd.DataFrame:
     """The rows of all rounds up to one, with what the filter said of them."""
     folder = job.pool(number)
     plan = read_table(verify(folder / "plan", "plan", "plan.parquet"), plan_schema(job.cohort.labels))
+    if not has_images(folder):
+        return join_verdicts(plan, plan.iloc[:0].assign(keep=False))
     return join_verdicts(plan, read_table(verify(folder / "synthetic", "filter", "synthetic.parquet")))
 
 
@@ -176,10 +202,10 @@ def run_rounds(job: Job) -> pd.DataFrame:
     return pd.concat(stocks, ignore_index=True)
 
 
-def make_stage(job: Job, *, judged_by_critics: bool) -> Stage:
+def make_stage(job: Job, *, judged_by_critics: bool, own_files: Mapping[str, Path]) -> Stage:
     """The stage; its fingerprint holds all that decides what the rounds ask for, make and accept."""
     run, sections = job.run, job.sections
-    inputs = {"cohort": run.cohort_folder}
+    inputs = {"cohort": run.cohort_folder, **own_files}
     inputs |= {} if sections["generate"]["pipeline"] else {"generator": run.folder / "generator"}
     if judged_by_critics:
         inputs |= {f"critic_{arm}_{seed}": run.folder / "train" / arm / f"seed_{seed}"
@@ -192,7 +218,8 @@ def make_stage(job: Job, *, judged_by_critics: bool) -> Stage:
 
 def foresee(job: Job) -> dict[str, Any]:
     """For ``--dry-run``: the rounds that are judged, and what the next one would ask for."""
-    done = [number for number in range(job.config.rounds) if read_stamp(job.pool(number) / "synthetic")]
+    done = [number for number in range(job.config.rounds) if read_stamp(job.pool(number) / "images")
+            and (read_stamp(job.pool(number) / "synthetic") or not has_images(job.pool(number)))]
     said: dict[str, Any] = {"rounds_judged": len(done)}
     if done:
         stock = standing(job, done[-1])
@@ -207,6 +234,9 @@ def fill(job: Job, stage: Stage) -> None:
     stocks = run_rounds(job)
     last, final = int(stocks["round"].max()), stocks.drop_duplicates("label", keep="last")
     reasons = {str(row["label"]): str(row["reason"]) for row in final.dropna(subset="reason").to_dict("records")}
+    if not has_images(job.pool(last)):
+        raise TailfillError(f"{job.run.folder}: none of the images of {last + 1} rounds could be made, most often: "
+                            f"{why_failed(job.pool(last))}")
     settle(job, job.run.folder, last, config=job.pool(last) / "config.yaml", reasons=reasons)
     write_table(stocks, stage.folder / "fill.parquet", fill_schema(job.cohort.labels))
     judged = [read_stamp(job.pool(number) / "synthetic") or {} for number in range(last + 1)]
@@ -229,7 +259,12 @@ def main() -> None:
     sections = {name: json.loads(json.dumps(asdict(beside[name]), default=str)) for name in FOLDERS}
     job = Job(run=run, config=options.section, plan=beside["plan"], sections=sections, cohort=cohort,
               reality=look(cohort, beside["plan"]), processes=processes)
-    stage = make_stage(job, judged_by_critics="critic" in beside["filter"].reads)
+    stage = make_stage(job, judged_by_critics="critic" in beside["filter"].reads, own_files=beside["filter"].own_files)
+    if has_ended_earlier(stage):
+        if options.dry_run:
+            sys.stdout.write(json.dumps({"stage": "fill", "state": "more rounds", **foresee(job)}, indent=2) + "\n")
+            return
+        put_end_aside(stage, run.folder)
     if options.dry_run:
         sys.stdout.write(stage.describe(**foresee(job)) + "\n")
     elif stage.is_complete():

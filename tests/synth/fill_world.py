@@ -69,10 +69,12 @@ def build_world(folder: Path, **fill: Any) -> Path:
 
 
 class Stages:
-    """In place of ``run_launched``: the launched stages as books; ``kill(folder, moment)`` may raise ``Killed``."""
+    """In place of ``run_launched``: the launched stages as books; ``kill(folder, moment)`` may raise ``Killed``, and
+    every image of a run of which ``fails(run)`` holds cannot be made."""
 
-    def __init__(self, kill: Callable[[Path, str], None] = lambda folder, moment: None) -> None:
-        self.kill, self.calls = kill, 0
+    def __init__(self, kill: Callable[[Path, str], None] = lambda folder, moment: None,
+                 fails: Callable[[Path], bool] = lambda run: False) -> None:
+        self.kill, self.fails, self.calls = kill, fails, 0
 
     def __call__(self, words: list[str], processes: int) -> int:
         module, _, config, _, folder = words
@@ -91,7 +93,7 @@ class Stages:
         assert not stage.is_complete()
         stage.begin()
         plan = read_table(run / "plan" / "plan.parquet", plan_schema(LABELS))
-        failed = np.array([fraction("fails", name) < 0.05 for name in plan["sample_id"]])
+        failed = np.array([self.fails(run) or fraction("fails", name) < 0.05 for name in plan["sample_id"]])
         images = pd.DataFrame({
             "sample_id": plan["sample_id"], "status": np.where(failed, "error", "ok"),
             "error": np.where(failed, "not finite", None), "path": "images/" + plan["sample_id"] + ".png",

@@ -115,7 +115,7 @@ def test_again_it_does_nothing(filled: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_other_settings_are_refused(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in (("fill.rounds", "6"), ("plan.total", "61"), ("seed", "1")):
+    for key, value in (("fill.rounds", "4"), ("plan.total", "61"), ("seed", "1")):
         with pytest.raises(TailfillError, match=f"made from other settings: .*{key.split('.')[-1]}"):
             fill_here(filled.parent / "config.yaml", monkeypatch, f"--{key}", value)
 
@@ -162,6 +162,62 @@ def test_killed_while_it_writes_it_ends_the_same(
             limit += 1
     assert limit >= 5
     assert hashes(tmp_path / "run") == hashes(filled)
+
+
+def test_more_rounds_go_on_where_fewer_ended(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rounds, then as many as the other has: the same tables, nothing drawn twice, the first end kept."""
+    config, run = build_world(tmp_path, rounds=2), tmp_path / "run"
+    fill_here(config, monkeypatch)
+    first = hashes(run)
+    assert (read_table(run / TABLES[4])["status"] == "short").any()
+    rounds = {str(file): file.stat().st_mtime_ns for file in run.glob("round_0[01]/images/**/*") if file.is_file()}
+    fill_here(config, monkeypatch, "--fill.rounds", "5", "--dry-run")
+    said = json.loads(capsys.readouterr().out)
+    assert said["rounds_judged"] == 2
+    assert said["next_round"]["planned"] > 0
+    assert hashes(run) == first
+    moved, real = [], Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if target.parent.name == "fill_of_2_rounds":
+            moved.append(target.name)
+            if len(moved) == 3:
+                raise Killed
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(Killed):
+        fill_here(config, monkeypatch, "--fill.rounds", "5")
+    fill_here(config, monkeypatch, "--fill.rounds", "5")
+    assert hashes(run) == hashes(filled)
+    assert hashes(run / "fill_of_2_rounds") == first
+    assert rounds == {name: Path(name).stat().st_mtime_ns for name in rounds}
+
+
+def test_a_round_of_which_every_image_failed_is_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and the next round asks again; what could not be made stands in the account."""
+    config = build_world(tmp_path, min_acceptance=0, rounds=2)
+    fill_here(config, monkeypatch, stages=Stages(fails=lambda place: "round_00" in str(place)))
+    assert "none of the images of 1 rounds could be made: not finite" in caplog.text
+    plan, images, synthetic, account = read_all(tmp_path / "run")
+    assert (account[account["round"] == 0]["made"] == 0).all()
+    assert (images.merge(plan, on="sample_id")["round"][images["status"] == "ok"] > 0).all()
+    assert len(synthetic) == (images["status"] == "ok").sum() > 0
+    final = account.drop_duplicates("label", keep="last").set_index("label")
+    assert (final.loc[["Hernia", "Edema"], "accepted"] > 0).all()
+
+
+def test_where_no_image_can_be_made_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one line names the error; given again, it is the same."""
+    config = build_world(tmp_path, rounds=1)
+    for _ in range(2):
+        with pytest.raises(TailfillError, match="rounds could be made, most often: not finite"):
+            fill_here(config, monkeypatch, stages=Stages(fails=lambda place: True))
+    assert not (tmp_path / "run" / "synthetic").exists()
 
 
 def test_a_dry_run_says_what_is_next_and_writes_nothing(
