@@ -115,8 +115,8 @@ def open_rehearsal(experiment: Experiment) -> Rehearsal:
         raise TailfillError("the configuration has no section rehearsal; wanted: one, if only 'rehearsal: {}'")
     section = experiment.config["rehearsal"]
     names = ("findings", "levels", "arms")
-    rehearsal = Rehearsal(experiment=experiment, section=RehearsalConfig(
-        **{key: tuple(value) if key in names else value for key, value in section.items()}))
+    fields: dict[str, Any] = {key: tuple(value) if key in names else value for key, value in section.items()}
+    rehearsal = Rehearsal(experiment=experiment, section=RehearsalConfig(**fields))
     end = rehearsal.compare.endpoint
     for role, arm in (("arm", end.arm), ("rival", end.rival)):
         if arm not in rehearsal.section.arms:
