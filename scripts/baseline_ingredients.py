@@ -71,7 +71,6 @@ RECIPES: dict[str, Recipe] = {
     "frozen ImageNet, 128 px, bce": Recipe(train=FROZEN | {"loss": "bce"}),
     "frozen ImageNet, 128 px, oversample": Recipe(arm="oversample", train=FROZEN),
     "frozen ImageNet, 128 px, longer": Recipe(train=FROZEN | {"lr": 0.01, "steps": 600}),
-    "frozen ImageNet, 128 px, csra": Recipe(train=FROZEN | {"head": "csra"}),
     "frozen ImageNet, 128 px, ml_decoder": Recipe(train=FROZEN | {"head": "ml_decoder", "lr": 1e-4}),
     "frozen ImageNet, 64 px": Recipe(train=FROZEN | {"image_size": 64}),
     "frozen ImageNet, 224 px": Recipe(train=FROZEN | {"image_size": 224}),

@@ -32,7 +32,7 @@ class TrainConfig:
     """Start from weights for timm's ``model``, where training starts from nothing otherwise: true for those on the
     model hub (``model`` may name them: convnext_tiny.fb_in22k), or a file of them (safetensors or torch)."""
     head: str = "linear"
-    """linear, ml_decoder or csra; see classify/learning/heads.py."""
+    """linear or ml_decoder; see classify/learning/heads.py."""
     backbone: str | None = path(None)
     """Folder of trained weights (``ema.safetensors``, ``card.json``; any labels) of this ``model`` and ``image_size``.
 

@@ -8,7 +8,7 @@ import torch
 from timm.layers.ml_decoder import MLDecoder
 
 from classify.learning.features import hash_backbone, load_features, logits_of_features
-from classify.learning.heads import HEADS, CsraHead, MlDecoderHead, places
+from classify.learning.heads import HEADS, MlDecoderHead, places
 from classify.learning.models import (
     Card,
     build_classifier,
@@ -84,27 +84,6 @@ def test_a_new_head_gives_every_image_its_bias_and_the_backbone_no_gradient(head
     assert module.bias.grad.abs().max() > 0
 
 
-def test_csra_is_the_papers_formula():
-    torch.manual_seed(1)
-    head, maps = CsraHead(6, 3, temperatures=(2.0, 99.0), weight=0.3), 10 * torch.randn(4, 6, 2, 5)
-    with torch.no_grad():
-        head.weight.normal_()
-        head.bias.normal_()
-    wanted = head.bias.expand(4, 3).clone()
-    for which, temperature in enumerate((2.0, 99.0)):
-        for image in range(4):
-            for label in range(3):
-                scores = torch.stack([head.weight[which, label] @ place for place in maps[image].flatten(1).T])
-                attention = torch.exp(temperature * (scores - scores.max()))
-                feature = (attention / attention.sum()) @ maps[image].flatten(1).T
-                residual = maps[image].mean((1, 2)) + 0.3 * feature
-                wanted[image, label] += head.weight[which, label] @ residual
-    torch.testing.assert_close(head(maps), wanted, atol=1e-3, rtol=1e-4)
-    hard = CsraHead(6, 3, temperatures=(99.0,), weight=1.0)
-    score = torch.einsum("bfhw,lf->blhw", maps, hard.weight[0]).flatten(2)
-    torch.testing.assert_close(hard(maps), score.mean(2) + score.amax(2), atol=0.02, rtol=0.02)
-
-
 def test_ml_decoder_is_timms():
     """By timm's own module, whose wrapper around the layer current torch no longer runs."""
     head, theirs = MlDecoderHead(64, 3).eval(), MLDecoder(3, decoder_embedding=64, initial_num_features=64).eval()
@@ -117,9 +96,8 @@ def test_ml_decoder_is_timms():
     assert MlDecoderHead(12, 120)(torch.randn(2, 12, 2, 2)).shape == (2, 120)  # more labels than queries
 
 
-@pytest.mark.parametrize("head", ["ml_decoder", "csra"])
-def test_layouts_of_a_map_are_one(head):
-    module, maps = HEADS[head](16, 3).eval(), torch.randn(2, 16, 3, 4)
+def test_layouts_of_a_map_are_one():
+    module, maps = MlDecoderHead(16, 3).eval(), torch.randn(2, 16, 3, 4)
     for other in (maps.permute(0, 2, 3, 1), maps.flatten(2).transpose(1, 2)):
         torch.testing.assert_close(module(other), module(maps))
 
@@ -131,7 +109,7 @@ def test_features_without_places_are_refused():
 
 
 def test_pooled_features_and_maps_are_not_confused(tmp_path):
-    linear, csra = build("linear"), build("csra")
+    linear, decoder = build("linear"), build("ml_decoder")
     load_features(linear, IMAGES, CARD, cache=tmp_path)
-    assert load_features(csra, IMAGES, CARD, cache=tmp_path).ndim == 4
-    assert hash_backbone(csra, CARD) == hash_backbone(build("ml_decoder"), CARD) != hash_backbone(linear, CARD)
+    assert load_features(decoder, IMAGES, CARD, cache=tmp_path).ndim == 4
+    assert hash_backbone(decoder, CARD) != hash_backbone(linear, CARD)

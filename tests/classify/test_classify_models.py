@@ -131,7 +131,7 @@ def test_damaged_checkpoint_is_named(tmp_path, model):
         load_checkpoint(tmp_path / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("head", ["linear", "csra"])
+@pytest.mark.parametrize("head", ["linear", "ml_decoder"])
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_weights_for_three_channels_and_other_labels_from_a_file(tmp_path, kind, head):
     """timm's own conversion: grey stands in all three channels, and the head is new."""
