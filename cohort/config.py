@@ -34,7 +34,7 @@ TRACKERS = ("none", "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "dv
 
 
 def path(default: Any = MISSING) -> Any:
-    """A dataclass field that holds a path; relative ones resolve against the config's folder."""
+    """A dataclass field that holds a path, or several; relative ones resolve against the config's folder."""
     return _marked("path", default)
 
 
@@ -212,6 +212,8 @@ def resolve_paths(content: dict[str, Any], schema: type, base: Path) -> dict[str
         value = resolved.get(f.name)
         if isinstance(value, dict) and isinstance(f.type, type) and is_dataclass(f.type):
             resolved[f.name] = resolve_paths(value, f.type, base)
+        elif isinstance(value, list) and "path" in f.metadata:
+            resolved[f.name] = [os.path.normpath(base / Path(str(item)).expanduser()) for item in value]
         elif isinstance(value, str) and ("path" in f.metadata or "hub_or_path" in f.metadata):
             candidate = Path(os.path.normpath(base / Path(value).expanduser()))
             resolved[f.name] = str(candidate) if "path" in f.metadata or candidate.exists() else value

@@ -101,7 +101,7 @@ class PrepareConfig:
     """Lateral images carry their study's labels: keep, set aside, or keep one image a study, frontal first."""
     check: Literal["decode", "exist", "none"] = "decode"
     """What is checked of the images: that each can be decoded, that its file exists, or nothing."""
-    cohorts: tuple[str, ...] = ()
+    cohorts: tuple[str, ...] = path(())
     """For ``merge``: the folders of prepared cohorts, two or more."""
     val_fraction: float = 0.15
     """Share of the images outside test that validation takes where none is given; in (0, .5]."""

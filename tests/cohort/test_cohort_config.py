@@ -41,6 +41,8 @@ class PlanSection:
     """A folder or a hub id."""
     table: str | None = path(None)
     """A file."""
+    folders: tuple[str, ...] = path(())
+    """Folders."""
     rule: Rule = field(default_factory=Rule)
     """The rule."""
 
@@ -89,6 +91,12 @@ def test_paths_resolve_against_the_configs_folder(tmp_path: Path) -> None:
     assert options.section.rule.weights == str(tmp_path / "w.pt")
 
 
+def test_each_path_of_a_list_resolves_against_the_configs_folder(tmp_path: Path) -> None:
+    file = config_of(tmp_path, "run: r\nplan: {folders: [a/b, ../c, /d]}\n")
+    assert parsed("--config", file).section.folders == (
+        str(tmp_path / "a" / "b"), str(tmp_path.parent / "c"), "/d")
+
+
 def test_a_hub_id_stays_a_hub_id(tmp_path: Path) -> None:
     assert parsed("--config", config_of(tmp_path, "run: r\nplan: {model: org/other}\n")).section.model == "org/other"
 
@@ -97,7 +105,7 @@ def test_a_hub_id_stays_a_hub_id(tmp_path: Path) -> None:
     ("run: r\nplann: {}\n", "unknown key 'plann'; did you mean 'plan'"),
     ("run: r\nplan: {totl: 3}\n", "plan: unknown key 'totl'; did you mean 'total'"),
     ("run: r\nplan: {rule: {kid: x}}\n", "plan.rule: unknown key 'kid'; did you mean 'kind'"),
-    ("run: r\nplan: {zzz: 1}\n", "unknown key 'zzz'; legal: total, ratio, model, table, rule"),
+    ("run: r\nplan: {zzz: 1}\n", "unknown key 'zzz'; legal: total, ratio, model, table, folders, rule"),
     ("run: r\nplan: {total: many}\n", "total"),
     ("run: r\nplan: {total: 1.5}\n", "total"),
     ("run: r\nplan: {ratio: [1]}\n", "ratio"),
