@@ -41,8 +41,13 @@ def dosed_bases(arms: Sequence[str]) -> dict[str, list[float]]:
 
 
 def shared_amounts(arms: Sequence[str], endpoint: Mapping[str, str]) -> list[float]:
-    """The amounts at which both arms of the endpoint are there, ascending; none where there are fewer than two."""
+    """The amounts at which both arms of the endpoint are there, ascending.
+
+    None where there are fewer than two, or where the two are one arm at two amounts, which is then the question itself.
+    """
     bases = [split_amount(endpoint[key])[0] for key in ("arm", "rival")]
+    if bases[0] == bases[1]:
+        return []
     dosed = dosed_bases(arms)
     shared = set(dosed.get(bases[0], [])) & set(dosed.get(bases[1], []))
     return sorted(shared) if len(shared) > 1 else []
@@ -120,7 +125,7 @@ def amount_sentence(table: pd.DataFrame, facts: Mapping[str, Any], endpoint: Map
         return f"No amount could be chosen: {metric} of the {endpoint['group']} group is undefined on validation."
     amounts = " and ".join(f"{amount:g}× for {base}" for base, amount in facts["chosen"].items())
     n_val = int(table.loc[table["chosen"], "n_val_positive_patients"].max())
-    n_amounts = int((table["base"] == next(iter(facts["chosen"]))).sum())
+    n_amounts = len(shared_amounts(list(table["arm"]), endpoint))
     same, best = facts["same_slots"], facts["both_at_best"]
     said = (f"Amount chosen on validation by mean {metric} of the {endpoint['group']} group ({n_val:,} positive "
             f"patients; {n_amounts} amounts tried for each arm): {amounts}. On test {facts['arm']} against "

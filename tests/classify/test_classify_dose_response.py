@@ -6,7 +6,7 @@ import pytest
 from fabricated_predictions import LABELS, Fake, fabricate
 from sklearn.metrics import average_precision_score
 
-from classify.comparison.amounts import choose_amounts, dosed_bases, shared_amounts
+from classify.comparison.amounts import amount_sentence, choose_amounts, dosed_bases, shared_amounts
 
 ARMS = ("real", "duplicate", "synthetic", "duplicate-0.5x", "synthetic-0.5x", "duplicate-2x", "synthetic-2x")
 BEST_ON_VAL = {"synthetic": "synthetic-2x", "duplicate": "duplicate-0.5x"}
@@ -106,6 +106,20 @@ def test_both_arms_choose_among_the_same_amounts():
     assert dosed_bases(arms) == {"synthetic": [1, 2, 5], "duplicate": [1, 2], "oracle": [1, 2]}
     assert shared_amounts(arms, ENDPOINT) == [1, 2]
     assert shared_amounts(arms[:4], ENDPOINT) == []
+
+
+def test_the_amounts_that_are_told_are_those_that_both_arms_were_tried_at():
+    arms = ("duplicate", "synthetic", "synthetic-2x", "synthetic-5x", "duplicate-2x")
+    table = pd.DataFrame({"arm": arms, "base": [arm.partition("-")[0] for arm in arms], "n_val_positive_patients": 12,
+                          "chosen": [False, False, True, False, True]})
+    part = {"rival": "duplicate-2x", "delta": 0.01, "ci_low": 0.0, "ci_high": 0.02}
+    facts = {"chosen": {"synthetic": 2.0, "duplicate": 2.0}, "arm": "synthetic-2x", "same_slots": part,
+             "both_at_best": part}
+    assert "2 amounts tried for each arm" in amount_sentence(table, facts, ENDPOINT)
+
+
+def test_two_amounts_of_one_arm_as_the_endpoint_leave_nothing_to_choose():
+    assert shared_amounts(ARMS, ENDPOINT | {"arm": "synthetic-2x", "rival": "synthetic"}) == []
 
 
 def test_without_amounts_there_is_no_table(tmp_path):
