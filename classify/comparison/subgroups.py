@@ -11,7 +11,9 @@ two (``rival`` is set), each the mean over seeds with its crossed interval from 
                  2021, who use these age bands too); as a difference, what the arm changed about it
 
 A class that has no positive in a sub-group is left out of its mean, in every arm alike, and of a gap where either side
-has none. Images whose sex, age or view is unknown are in no sub-group of it; an attribute with one value has none.
+has none. A gap is known no better than the smaller of its sides, class by class: these positive patients decide its
+degrees of freedom, whether it has an interval, and whether it rests on few. Images whose sex, age or view is unknown
+are in no sub-group of it; an attribute with one value has none.
 
 Not promised: intervals adjusted for their number, or a cause. Sub-groups differ in disease, machine and label error.
 """
@@ -64,6 +66,8 @@ def subgroup_rows(scored: Mapping[str, Scored], cohort: Cohort, run: Run, *, pai
                   draws: NDArray[np.uint16]) -> pd.DataFrame:
     """The table ``subgroups``; ``few`` marks fewer than 20 positive patients, ``reason`` says why a null is null.
 
+    Of a gap ``few`` is about the smaller side of each class, ``n_positive_*`` about the sub-group as everywhere.
+
     ``pair``: the arm and its rival; ``scored``, ``weights`` and ``draws`` as in ``measuring.resample``.
     """
     people = cohort.split("test").sort_values("image_id", ignore_index=True)
@@ -101,15 +105,20 @@ class _Measured:
         found = {RANKING: ranks, (FNR,): rates[:, :, None],
                  (RANKING_GAP,): (ranks - self._rankings(others))[:, :, auroc : auroc + 1],
                  (GAP,): (rates - self._miss_rates(others))[:, :, None]}
-        labels = np.where(inside[:, None], self.test.labels, np.nan)
-        part = Scored(labels=labels, patients=self.test.patients, logits={})
+        own, other = (np.where(side[:, None], self.test.labels, np.nan) for side in (inside, others))
+        thinner = np.where(self._n_patients(other) < self._n_patients(own), other, own)
         sources: dict[str, Source] = {}
         for metrics, values in found.items():
             shaped = values.reshape(len(self.arms), self.n_seeds, *values.shape[1:])
+            part = Scored(labels=thinner if metrics[0] in GAPS else own, patients=self.test.patients, logits={})
             source = Source(values=shaped[..., 0], resampled=shaped[..., 1:], scored=part, arms=self.arms,
                             members=members, metrics=metrics)
             sources |= dict.fromkeys(metrics, source)
         return sources
+
+    def _n_patients(self, labels: Array) -> NDArray[np.int_]:
+        """Positive patients of each class, (n_labels,)."""
+        return np.array([support(labels[:, [at]], self.test.patients)[1] for at in range(labels.shape[1])])
 
     def _rankings(self, inside: NDArray[np.bool_]) -> Array:
         """AP and AUROC: float64 (n_arms x n_seeds, n_labels, 2, 1 + n_draws), computed once for each set of images."""
@@ -147,10 +156,12 @@ def _thresholds(val: Scored, key: tuple[str, int, str]) -> Array:
 
 def _cells(sources: Mapping[str, Source], arm: str, rival: str | None, members: list[int]) -> list[dict[str, object]]:
     """What one arm scores over ``members``, or what it differs in from its rival, a row per metric."""
-    rows = []
+    rows, part = [], sources[FNR].scored
+    n_images, n_patients = support(part.labels[:, members], part.patients)
     for metric, source in sources.items():
         at = list(source.metrics).index(metric)
-        n_images, n_patients = support(source.scored.labels[:, members], source.scored.patients)
+        defined = source.defined(members, at)
+        n_behind = support(source.scored.labels[:, defined], source.scored.patients)[1]
         one: Interval = source.interval(arm, rival, members, at)
         low, high = (np.nan if end is None else end for end in (one.low, one.high))
         reason = one.reason
@@ -164,7 +175,7 @@ def _cells(sources: Mapping[str, Source], arm: str, rival: str | None, members: 
         rows.append({
             "metric": metric, "value": np.nan if one.estimate is None else one.estimate, "ci_low": low,
             "ci_high": high, "n_positive_images": n_images, "n_positive_patients": n_patients,
-            "n_classes": len(source.defined(members, at)), "few": n_patients < FEW,
+            "n_classes": len(defined), "few": (n_behind if metric in GAPS else n_patients) < FEW,
             "reason": reason,
         })
     return rows

@@ -118,8 +118,27 @@ def test_the_gap_of_one_sex_is_the_other_one_s_with_its_sign_turned(table):
     assert women["value"].to_numpy() == pytest.approx(-men["value"].to_numpy(), abs=1e-12)
 
 
+def test_a_gap_is_known_no_better_than_its_smaller_side(tmp_path):
+    """Many men against hardly any women: the gap of either is as uncertain, and named for neither."""
+    fake = make(tmp_path / "run")
+    positive = fake.frame["patient_id"][(fake.frame["split"] == "test") & (fake.frame[TAIL] == 1).any(axis=1)].unique()
+    fake.frame["sex"] = np.where(fake.frame["patient_id"].isin(positive[:8]), "F", "M")
+    fake.write_cohort()
+    fake.predict()
+    table = rows_of(fake)
+    tail = table[(table["label"] == "tail") & (table["attribute"] == "sex")]
+    assert (tail["n_positive_patients"][tail["subgroup"] == "M"] >= 20).all()
+    gaps = tail[tail["metric"].str.endswith("gap")]
+    assert set(gaps["subgroup"]) == {"F", "M"}
+    assert gaps["value"].notna().all()
+    assert gaps["ci_low"].isna().all()
+    assert gaps["few"].all()
+    assert set(gaps["reason"]) == {"fewer than 10 positive patients"}
+
+
 def test_few_positives_are_marked_and_get_no_interval_under_ten(table):
-    assert (table["few"] == (table["n_positive_patients"] < 20)).all()
+    whole = table[~table["metric"].str.endswith("gap")]
+    assert (whole["few"] == (whole["n_positive_patients"] < 20)).all()
     thin = table[table["n_positive_patients"] < 10]
     assert len(thin)
     assert thin["ci_low"].isna().all()
