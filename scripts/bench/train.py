@@ -97,7 +97,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16"), default="no", help="autocast")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--workers", type=int, default=2, help="the usual way's loader processes")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("batch", "steps", "rounds", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} is {getattr(options, name)}; wanted: 1 or more")
+    if options.batch > options.images:  # a loader that drops what is no whole batch would have none
+        parser.error(f"--batch is {options.batch}; wanted: no more than --images, {options.images}")
+    return options
 
 
 def draw(options: argparse.Namespace, folder: Path) -> Radiographs:

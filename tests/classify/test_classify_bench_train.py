@@ -23,6 +23,14 @@ def test_both_losses_are_one_where_all_labels_are_known():
                                AsymmetricLossMultiLabel(reduction="mean")(logits, targets), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(("words", "told"), [(["--batch", "9"], "no more than --images"),
+                                             (["--rounds", "0"], "1 or more"), (["--steps", "0"], "1 or more")])
+def test_what_would_never_end_or_measure_nothing_is_refused(capsys, words, told):
+    with pytest.raises(SystemExit, match="2"):
+        bench.parse([*TINY, *words])
+    assert told in capsys.readouterr().err
+
+
 def test_the_command_reports_all_that_the_goal_is_about(capsys):
     bench.main(TINY)
     text = capsys.readouterr().out
