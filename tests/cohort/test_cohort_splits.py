@@ -6,9 +6,10 @@ import pytest
 from cohort_toys import toy_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
 
 from cohort.errors import TailfillError
-from cohort.splits import rarest_label, split_patients
+from cohort.splits import Dealer, rarest_label, split_patients
 
 LABELS = ["a", "b", "c"]
 SHARES = {"test": 0.2, "val": 0.15}
@@ -28,6 +29,21 @@ def test_the_same_seed_gives_the_same_split_and_another_seed_another() -> None:
     first, again, other = (split_patients(frame, LABELS, fractions=SHARES, seed=seed) for seed in (5, 5, 6))
     assert first.equals(again)
     assert not first.equals(other)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("n_folds", "n_classes", "n_patients"), [(2, 2, 12), (5, 3, 60), (20, 6, 70)])
+def test_patients_are_dealt_as_scikit_learn_deals_them(
+    n_folds: int, n_classes: int, n_patients: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    patients = rng.integers(0, n_patients, 4 * n_patients)
+    strata = np.minimum(rng.geometric(0.4, len(patients)), n_classes)
+    dealers = [kind(n_splits=n_folds, shuffle=True, random_state=seed) for kind in (StratifiedGroupKFold, Dealer)]
+    theirs, ours = ([test.tolist() for _, test in dealer.split(strata, strata, patients)] for dealer in dealers)
+    assert ours == theirs
+    monkeypatch.setattr(StratifiedGroupKFold, "_find_best_fold", None)  # theirs is not what ours has called
+    assert [test.tolist() for _, test in dealers[1].split(strata, strata, patients)] == theirs
 
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
