@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 """Images in memory at a time, and appended to the cache together."""
-BLOCK = 4096
-"""Rows that are taken from disk at a time: 40 MB of the widest reading."""
+BLOCK = 1024
+"""Rows that are taken from disk at a time: 10 MB of the widest reading."""
 DIGEST = 32
 """Bytes of a sha256."""
 

@@ -32,8 +32,8 @@ FIT_IMAGES = 10_000
 """Real images at most behind a fit, evenly over the rows: eight per dimension of the default encoder, and 100 MB."""
 FOLDS = 5
 """Parts by patient into which train images are held back from a Gaussian."""
-CHUNK = 1 << 22
-"""Numbers of a block of distances or deviations: 32 MB at most, whatever the sets' sizes."""
+CHUNK = 1 << 20
+"""Numbers of a block of distances or deviations: 8 MB at most, whatever the sets' sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
