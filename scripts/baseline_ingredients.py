@@ -101,6 +101,14 @@ def call(module: str, *words: object) -> None:
         raise TailfillError(f"{module} ended with code {done.returncode}; its own words stand above")
 
 
+def fixed_keys(words: Sequence[str]) -> dict[str, str]:
+    """``KEY=VALUE`` words as a dict; raises ``TailfillError`` for one that is none."""
+    for word in words:
+        if not word.partition("=")[0] or "=" not in word:
+            raise TailfillError(f"--set {word}: is no setting; wanted: KEY=VALUE, such as steps=100")
+    return dict(word.split("=", 1) for word in words)
+
+
 def settings_of(recipe: Recipe, fixed: Mapping[str, str], *, lite0: Path) -> dict[str, Any]:
     """The keys of the section ``train``, as words of a command line or numbers; ``fixed`` wins."""
     settings = COMMON | dict(recipe.train) | dict(fixed)
@@ -117,8 +125,9 @@ def train(recipe: Recipe, run: Run, config: Path, *, fixed: Mapping[str, str], l
 
 
 def validation_logits(folder: Path, cohort: Cohort, cache: Path) -> np.ndarray:
-    """EMA logits of the validation images, float32 (n, n_labels), computed once."""
-    file = folder.parent.parent.parent / "validation.npy"
+    """EMA logits of the validation images, float32 (n, n_labels), computed once for these very weights."""
+    weights = require(folder, "train")["outputs"]["ema.safetensors"]
+    file = folder.parent.parent.parent / f"validation_{weights[:16]}.npy"
     if not file.is_file():
         model, card = load_classifier(folder)
         card.require_labels(cohort.labels, where=folder)
@@ -160,7 +169,7 @@ def table_of(measured: Mapping[str, dict[str, np.ndarray]], minutes: Mapping[str
 
 def run_recipes(options: argparse.Namespace) -> pd.DataFrame:
     """Train what is left to train, and measure everything that was asked for."""
-    out = options.out.resolve()
+    out, fixed = options.out.resolve(), fixed_keys(options.set)
     cache, lite0 = out / "cache", out / "lite0.safetensors"
     chosen = {name: recipe for name, recipe in RECIPES.items() if name.startswith(tuple(options.only))}
     if not chosen:
@@ -179,7 +188,7 @@ def run_recipes(options: argparse.Namespace) -> pd.DataFrame:
         cache.mkdir(exist_ok=True)
         if not (run.folder / "cache").exists():
             (run.folder / "cache").symlink_to(cache)
-        folder = train(recipe, run, options.config, fixed=dict(word.split("=", 1) for word in options.set), lite0=lite0)
+        folder = train(recipe, run, options.config, fixed=fixed, lite0=lite0)
         minutes[name] = require(folder, "train")["seconds"] / 60
         measured[name] = measure(validation_logits(folder, cohort, cache), cohort, draws)
         log.info("%s: %s", name, {key: interval(value) for key, value in measured[name].items()})

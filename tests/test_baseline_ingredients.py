@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from classify.learning.models import build_classifier
+from classify.learning.models import Card, build_classifier, save_card, save_weights
 from classify.learning.settings import TrainConfig
 from cohort.errors import TailfillError
+from cohort.stage import Stage
 from cohort.tables import Cohort
 from synth.measuring.encoders import load_lite0
 
@@ -65,6 +67,26 @@ def test_values_are_scikit_learns_on_validation_images_alone() -> None:
     assert np.isnan(found["AUROC medium"][0])  # the group has no class
 
 
+def test_other_weights_in_the_same_folder_are_measured_anew(tmp_path: Path) -> None:
+    paths, found = [f"{i}.png" for i in range(4)], []
+    for path in paths:
+        Image.fromarray(np.random.default_rng(6).integers(0, 256, (32, 32), dtype=np.uint8)).save(tmp_path / path)
+    frame = pd.DataFrame({"root": "r", "path": paths, "split": "val"})
+    cohort = Cohort(folder=tmp_path, frame=frame, labels=["A", "B"], groups={}, roots={"r": tmp_path}, salt="s")
+    stage = Stage("train", tmp_path / "recipe" / "train" / "real" / "seed_0", config={}, inputs={})
+    stage.begin()
+    save_card(Card(model="test_convnext", labels=("A", "B"), image_size=32, mean=0.5, std=0.2), stage.folder)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        save_weights(build_classifier("test_convnext", 2).state_dict(), stage.folder / "ema.safetensors")
+        stage.finish(outputs=["ema.safetensors"], counts={})
+        found += [ingredients.validation_logits(stage.folder, cohort, tmp_path / "cache") for _ in range(2)]
+    assert found[0].shape == (4, 2)
+    assert (found[0] == found[1]).all()
+    assert (found[2] == found[3]).all()
+    assert not np.allclose(found[0], found[2])
+
+
 def test_a_table_shows_the_paired_difference_from_the_first_recipe() -> None:
     rng = np.random.default_rng(5)
     first = {column: rng.random(200) for column in ingredients.COLUMNS}
@@ -72,6 +94,14 @@ def test_a_table_shows_the_paired_difference_from_the_first_recipe() -> None:
     table = ingredients.table_of({"a": first, "b": better}, {"a": 1.0, "b": 2.04})
     assert list(table["difference of mAP"]) == ["0.000 (0.000 to 0.000)", "0.250 (0.250 to 0.250)"]
     assert list(table["minutes"]) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("word", ["steps", "=3"])
+def test_a_setting_without_key_or_value_is_refused_before_any_work(tmp_path: Path, word: str) -> None:
+    options = ingredients.parse(["--config", "c.yaml", "--out", str(tmp_path / "out"), "--set", "lr=1e-3", word])
+    with pytest.raises(TailfillError, match=f"--set {word}: is no setting"):
+        ingredients.run_recipes(options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_recipe_is_refused_before_any_work(tmp_path: Path) -> None:
