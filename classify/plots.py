@@ -88,8 +88,11 @@ class Plot:
 
 
 def arm_series(arm: str, arms: Sequence[str]) -> int:
-    """The colour and marker of an arm: fixed for the four standard ones, the rest share what is left."""
-    others = [name for name in arms if name not in ARMS]
+    """The colour and marker of an arm: fixed for the four standard ones, the rest share what is left.
+
+    An arm that is not among ``arms``, there at other amounts only, comes after them.
+    """
+    others = [name for name in dict.fromkeys([*arms, arm]) if name not in ARMS]
     return ARMS[arm] if arm in ARMS else 4 + others.index(arm) % (len(SERIES) - 4)
 
 

@@ -15,6 +15,7 @@ from classify.comparison.amounts import COLUMNS
 from classify.comparison.pairs import rivals_of
 from classify.pages.amounts import amount_chapters, held
 from classify.pages.evidence import Evidence, load_evidence
+from classify.plots import arm_series
 from classify.report import ReportConfig, render
 
 ARMS = ("real", "duplicate", "synthetic", "oracle", "duplicate-0.5x", "synthetic-0.5x", "duplicate-2x", "synthetic-2x")
@@ -31,6 +32,11 @@ def amounts(chosen: float | None) -> pd.DataFrame:
                          "value": 0.1111 * amount, "ci_low": 0.05, "ci_high": 0.25, "delta": 0.0222 * amount,
                          "delta_low": -0.01, "delta_high": 0.09, "chosen": amount == chosen, "reason": None})
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def test_an_arm_that_is_there_at_other_amounts_only_has_a_colour_too() -> None:
+    assert arm_series("external", ("real", "crt")) == arm_series("external", ("real", "crt", "external"))
+    assert arm_series("external", ("real", "crt")) != arm_series("crt", ("real", "crt"))
 
 
 @pytest.fixture(scope="module")
