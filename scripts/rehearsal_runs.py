@@ -22,8 +22,10 @@ from experiment_config import Experiment
 
 from classify.compare import CompareConfig, Endpoint
 from classify.rehearsal.choices import Cell
+from classify.rehearsal.prevalence import REHEARSED
 from classify.rehearsal.settings import RehearsalConfig
-from cohort.config import Run
+from classify.rehearsal.shares import NO_SHARE, RIVAL
+from cohort.config import Run, require_values
 from cohort.errors import TailfillError
 from cohort.tables import load_cohort
 from prompts.scarcity import find_scarce
@@ -110,18 +112,20 @@ class Rehearsal:
 
 
 def open_rehearsal(experiment: Experiment) -> Rehearsal:
-    """The rehearsal of a configuration; raises ``TailfillError`` where it has no such section."""
+    """A configuration's rehearsal; ``TailfillError`` where there is no such section, or its endpoint has no share."""
     if "rehearsal" not in experiment.config:
         raise TailfillError("the configuration has no section rehearsal; wanted: one, if only 'rehearsal: {}'")
-    section = experiment.config["rehearsal"]
-    names = ("findings", "levels", "arms")
-    fields: dict[str, Any] = {key: tuple(value) if key in names else value for key, value in section.items()}
-    rehearsal = Rehearsal(experiment=experiment, section=RehearsalConfig(**fields))
-    end = rehearsal.compare.endpoint
-    for role, arm in (("arm", end.arm), ("rival", end.rival)):
-        if arm not in rehearsal.section.arms:
-            raise TailfillError(f"compare.endpoint.{role} is '{arm}'; wanted: one of rehearsal.arms "
-                                f"({', '.join(rehearsal.section.arms)})")
+    section, tuples = experiment.config["rehearsal"], ("findings", "levels", "arms")
+    given: dict[str, Any] = {key: tuple(value) if key in tuples else value for key, value in section.items()}
+    rehearsal = Rehearsal(experiment=experiment, section=RehearsalConfig(**given))
+    end, unit = rehearsal.compare.endpoint, experiment.config["compare"]["unit"]
+    candidates = [arm for arm in rehearsal.section.arms if arm not in (RIVAL, *NO_SHARE)]
+    require_values(  # important: before hours of runs that could not be told
+        "compare", **{
+            "endpoint.arm": (end.arm, end.arm in candidates, f"{', '.join(candidates)} (of rehearsal.arms)"),
+            "endpoint.rival": (end.rival, end.rival == RIVAL, f"{RIVAL}, as in every rehearsal"),
+            "endpoint.metric": (end.metric, end.metric in REHEARSED, "AP or AUROC in a rehearsal"),
+            "unit": (unit, unit == "image", "image in a rehearsal")})
     return rehearsal
 
 

@@ -76,9 +76,12 @@ def test_a_configuration_without_the_section_or_with_a_strange_endpoint_is_refus
 ) -> None:
     with pytest.raises(TailfillError, match="no section rehearsal"):
         open_rehearsal(read_experiment([str(repository / "configs" / "phantom.yaml")], doc=None))
-    with pytest.raises(TailfillError, match=r"endpoint.rival is 'real'; wanted: one of rehearsal.arms"):
-        opened(repository, "rehearse_phantom.yaml", tmp_path, cohort, "--compare.endpoint.rival", "real",
-               "--rehearsal.arms", '["duplicate", "synthetic", "oracle"]')
+    for key, value in (("endpoint.rival", "real"), ("endpoint.metric", "F1"), ("unit", "study")):
+        with pytest.raises(TailfillError, match=rf"compare\.{key} is '{value}'; wanted: "):
+            opened(repository, "rehearse_phantom.yaml", tmp_path, cohort, f"--compare.{key}", value)
+    for arm in ("real", "oracle"):
+        with pytest.raises(TailfillError, match=rf"compare\.endpoint\.arm is '{arm}'; wanted: synthetic, oracle-full"):
+            opened(repository, "rehearse_phantom.yaml", tmp_path, cohort, "--compare.endpoint.arm", arm)
 
 
 def test_time_is_what_was_spent_else_what_was_expected_at_this_pace() -> None:

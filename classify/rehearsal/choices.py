@@ -16,6 +16,7 @@ from classify.rehearsal.settings import RehearsalConfig
 from cohort.errors import TailfillError, nearest
 from cohort.tables import Cohort
 from cohort.withholding.thinning import sets_apart
+from prompts.rows import NOTHING_LABELS
 
 MULTIPLES = (1, 2, 4)
 """Default levels as multiples of what the tail has: where it stands, and whether a few more real ones would change
@@ -85,7 +86,7 @@ def choose_findings(cohort: Cohort, config: RehearsalConfig, *, levels: Sequence
                                 f"train images; wanted: head or medium, and {wanted} ({TO_SPARE} x the highest level)")
     if config.findings:
         return list(config.findings)
-    fit = fit[(fit["test_patients"] >= config.min_test_patients) & (fit.index != "Normal")]
+    fit = fit[(fit["test_patients"] >= config.min_test_patients) & ~fit.index.isin(NOTHING_LABELS)]
     if fit.empty:
         raise TailfillError(f"rehearsal: no finding outside the tail has {wanted} positive train images and "
                             f"{config.min_test_patients} positive test patients; wanted: lower rehearsal.levels or "

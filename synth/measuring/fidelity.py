@@ -14,8 +14,7 @@ whether a finding is *right*: no encoder is the critic.
 Where the run has real images as the generator's autoencoder draws them (stage ``reconstruct``), two more kinds of set
 say whose fault a distance is. ``reconstructed`` is the autoencoder's share: real images against reconstructions of
 other patients. ``made against reconstructed`` is the denoiser's: what was made against what no decoder stands between.
-They do not add up to the whole, for a distance is no sum of its parts; and reconstructions have no grain, so that with
-``generate.grain`` the second also holds what that has added.
+They do not add up to the whole, for a distance is no sum of its parts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

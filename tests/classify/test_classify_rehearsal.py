@@ -1,5 +1,6 @@
 """A rehearsal's numbers: AP at another prevalence, which findings are thinned, and what is predicted of the tail."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,18 @@ def test_what_cannot_be_rehearsed_is_refused(cohort: Cohort) -> None:
     ):
         with pytest.raises(TailfillError, match=said):
             choose_findings(cohort, config, levels=levels)
+
+
+@pytest.mark.parametrize("nothing", ["Normal", "No Finding"])
+def test_the_absence_of_findings_is_never_chosen_by_itself(cohort: Cohort, nothing: str) -> None:
+    names = {"Effusion": nothing}
+    renamed = replace(cohort, frame=cohort.frame.rename(columns=names),
+                      labels=[names.get(label, label) for label in cohort.labels],
+                      groups={names.get(label, label): group for label, group in cohort.groups.items()})
+    chosen = choose_findings(renamed, RehearsalConfig(min_test_patients=5), levels=[10])
+    assert chosen == [label for label in choose_findings(cohort, RehearsalConfig(min_test_patients=5), levels=[10])
+                      if label != "Effusion"]
+
 
 
 @pytest.mark.parametrize(("keys", "said"), [
