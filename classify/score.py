@@ -34,7 +34,7 @@ from classify.ensembling.averaging import mix
 from classify.ensembling.studies import UNITS, study_numbers, study_shares
 from cohort.errors import TailfillError, nearest, run_command
 from cohort.labels import GROUPS, UNSEEN
-from cohort.sources.rows import positions, read_header
+from cohort.sources.rows import read_rows
 from cohort.stage import require, write_atomically
 from cohort.tables import Cohort, load_cohort, read_table, write_table
 
@@ -84,9 +84,12 @@ def read_stage(file: Path, labels: Sequence[str], *, weights: str) -> pd.DataFra
 
 
 def read_submission(file: Path, labels: Sequence[str]) -> pd.DataFrame:
-    """Logits by image from a submission's probabilities."""
-    positions(read_header(file), [ID, *labels], file=file)
-    table = pd.read_csv(file, usecols=[ID, *labels], dtype={ID: str}).set_index(ID)[list(labels)]
+    """Logits by image from a submission's probabilities; raises ``TailfillError`` for what is no such file."""
+    rows = read_rows(file, [ID, *labels])
+    if rows.bad:
+        line = min(rows.bad)
+        raise TailfillError(f"{file}, line {line}: {rows.bad[line]}")
+    table = pd.DataFrame({name: rows.text(name) for name in [ID, *labels]}).set_index(ID)
     values = table.apply(pd.to_numeric, errors="coerce")
     wrong = ~((values >= 0) & (values <= 1))
     if wrong.any(axis=None):

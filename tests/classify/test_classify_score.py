@@ -10,8 +10,8 @@ from make_cxr_lt_tables import write_tables
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from classify.score import main
-from cohort.errors import run_command
+from classify.score import main, read_submission
+from cohort.errors import TailfillError, run_command
 from cohort.labels import CXR_LT_2024, UNSEEN
 from cohort.prepare import main as prepare
 from cohort.tables import Cohort, load_cohort
@@ -99,6 +99,16 @@ def test_task_3_is_scored_on_the_unseen_alone(folders: dict[int, Path], tmp_path
     assert run(main, "--task", 3, "--cohort", folders[3], "--predictions", stage, "--out", tmp_path / "a") == 0
     table = pd.read_parquet(tmp_path / "a" / "scores.parquet")
     assert set(table["label"]) == {*UNSEEN, "tail", "all"}
+
+
+def test_a_submission_is_read_whatever_its_marks_and_spaces_and_a_torn_row_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "s.csv"
+    file.write_text("\ufeffdicom_id, A,B\na,0.25,0.5\nb,0.75,1\n", encoding="utf-8")
+    found = expit(read_submission(file, ["B", "A"]))
+    np.testing.assert_allclose(found.loc[["a", "b"]].to_numpy(), [[0.5, 0.25], [1, 0.75]], atol=1e-6)
+    file.write_text("dicom_id,A,B\na,0.25,0.5\nb,0.75,1,0.5\n")
+    with pytest.raises(TailfillError, match="line 3: has 4 fields; wanted: 3"):
+        read_submission(file, ["A", "B"])
 
 
 @pytest.mark.parametrize(("kind", "told"), [
