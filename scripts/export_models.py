@@ -4,9 +4,9 @@
 
     python scripts/export_models.py
 
-Reads the runs ``phantom_generator``, ``phantom_generator_more``, ``phantom_generator_scarce`` and ``phantom_backbone``
-in ``runs``, which ``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a
-picture is below one grey value.
+Reads ``runs/phantom_generator``, ``runs/phantom_generator_more`` and ``runs/phantom_backbone``, which
+``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a picture is below one
+grey value.
 """
 
 import json
@@ -29,7 +29,7 @@ from cohort.stage import write_atomically
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("phantom_generator", "phantom_generator_more", "phantom_generator_scarce")
+PARTS = ("phantom_generator", "phantom_generator_more")
 """The runs in which the generator is trained, one after the other."""
 LIMIT_BYTES = 16_000_000
 """Largest size of the generator: what a repository can carry without anybody noticing."""
@@ -38,9 +38,8 @@ GENERATOR_CARD = """# A small generator of phantom radiographs
 
 A text-to-image pipeline in Stable Diffusion's layout (autoencoder, U-Net, CLIP text encoder, tokenizer; diffusers,
 safetensors, float16) for grey images of 128 x 128 pixels. It was trained from nothing on {images} procedural
-radiographs of the phantom's site B, a referral centre (`python -m cohort.prepare phantom --site B`), the last of them
-with scarce findings or none at all: no patient's image was used, and nothing can be memorised that is not already
-public in this repository.
+radiographs of the phantom's site B, a referral centre (`python -m cohort.prepare phantom --site B`): no patient's image
+was used, and nothing can be memorised that is not already public in this repository.
 
 - **For**: the demo and the calibration of Tailfill, as the model that another hospital has shared. Prompts are those of
   `prompts/phrases.py`, for instance "Frontal chest radiograph of a 60-year-old man. Pneumoperitoneum."
