@@ -73,13 +73,15 @@ def read_predictions(file: Path, images: Sequence[str], labels: Sequence[str], *
 
 
 def read_stage(file: Path, labels: Sequence[str], *, weights: str) -> pd.DataFrame:
-    """Logits by image from a stage's ``predictions.parquet``; raises ``TailfillError`` for several models in one."""
+    """Logits by image from a stage's ``predictions.parquet``; ``TailfillError`` without a column, or ``weights``."""
     table = read_table(file)
     columns = [f"logit_{label}" for label in labels]
     lacking = [name for name in ["image_id", "weights", *columns] if name not in table]
     if lacking:
         raise TailfillError(f"{file}: has no column '{lacking[0]}'{nearest(lacking[0], list(table.columns))}")
     own = table[table["weights"] == weights]
+    if own.empty:
+        raise TailfillError(f"{file}: holds no predictions by '{weights}' weights (--weights)")
     return own.set_index("image_id")[columns]
 
 

@@ -10,7 +10,7 @@ from make_cxr_lt_tables import write_tables
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from classify.score import main, read_submission
+from classify.score import main, read_stage, read_submission
 from cohort.errors import TailfillError, run_command
 from cohort.labels import CXR_LT_2024, UNSEEN
 from cohort.prepare import main as prepare
@@ -109,6 +109,14 @@ def test_a_submission_is_read_whatever_its_marks_and_spaces_and_a_torn_row_is_re
     file.write_text("dicom_id,A,B\na,0.25,0.5\nb,0.75,1,0.5\n")
     with pytest.raises(TailfillError, match="line 3: has 4 fields; wanted: 3"):
         read_submission(file, ["A", "B"])
+
+
+def test_weights_that_were_not_predicted_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "p.parquet"
+    pd.DataFrame({"image_id": ["a"], "weights": ["raw"], "logit_A": [0.5]}).to_parquet(file)
+    assert read_stage(file, ["A"], weights="raw").loc["a", "logit_A"] == 0.5
+    with pytest.raises(TailfillError, match="holds no predictions by 'ema' weights"):
+        read_stage(file, ["A"], weights="ema")
 
 
 @pytest.mark.parametrize(("kind", "told"), [
