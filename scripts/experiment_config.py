@@ -132,11 +132,12 @@ def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections
         check_arm(run, arm, 0)
         check_phases(arm, phase_2_share=train.phase_2_share, steps=train.steps)
     for section in ON_DEMAND:
-        users = [arm for arm in run.arms if section in ARMS[arm].needs] + ["filter"] * (section in needed)
+        users = [f"arms: '{arm}'" for arm in run.arms if section in ARMS[arm].needs]
+        users += ["filter: it"] * (section in needed)
         if section in FURTHER and section not in sections and read_stamp(run.folder / section):
             continue  # it stands in the run already, made by a rehearsal
         if bool(users) != (section in sections):
-            raise TailfillError(f"config: '{users[0]}' needs a section {section}, and there is none" if users else
+            raise TailfillError(f"{users[0]} needs a section {section}, and there is none" if users else
                                 f"{section}: no arm needs this section; wanted: an arm that does, or no such section")
     for role, arm in (("arm", compare.endpoint.arm), ("rival", compare.endpoint.rival)):
         if arm not in run.arms:

@@ -34,7 +34,7 @@ def subgroup_chapters(evidence: Evidence) -> list[Chapter]:
         words = (OLDER,)
     elif not table.empty:
         words, found = (WORDS, str(sentence)), _rows(evidence)
-        blocks = [_gain_plot(evidence, found), _gap_plot(evidence, found)]
+        blocks = [*_gain_plot(evidence, found), *_gap_plot(evidence, found)]
         for label in GROUPS:
             blocks += [_table(evidence, found, label, differences) for differences in (True, False)]
     return [Chapter(anchor="subgroups", title="Sub-groups", blocks=tuple(blocks), words=words,
@@ -61,8 +61,8 @@ def _mark(row: dict[Any, Any], series: int) -> Interval:
     return Interval(series=series, value=value, low=low, high=high)
 
 
-def _gain_plot(evidence: Evidence, found: Cells) -> Plot:
-    """The difference between the endpoint's arm and its rival, a row per sub-group that is not too small."""
+def _gain_plot(evidence: Evidence, found: Cells) -> list[Plot]:
+    """The difference between the endpoint's arm and its rival, a row per sub-group; none where all are too small."""
     arm, rival, group = (evidence.endpoint[key] for key in ("arm", "rival", "group"))
     label, rows = group if group in GROUPS else "all", []
     metric = evidence.endpoint["metric"] if evidence.endpoint["metric"] in RANKING else RANKING[0]
@@ -73,12 +73,12 @@ def _gain_plot(evidence: Evidence, found: Cells) -> Plot:
             rows.append(Row(label=f"{attribute} {subgroup}", marks=(_mark(row, arm_series(arm, evidence.arms)),),
                             text=text))
     axis = Axis(label=f"difference in {metric}", zero=True, ends=(f"{rival} better", f"{arm} better"))
-    return row_plot(rows, names={}, axis=axis, note=FEW_NOTE,
-                    title=f"{arm.capitalize()} against {rival} by sub-group, {_of(label)}")
+    title = f"{arm.capitalize()} against {rival} by sub-group, {_of(label)}"
+    return [row_plot(rows, title=title, names={}, axis=axis, note=FEW_NOTE)] if rows else []
 
 
-def _gap_plot(evidence: Evidence, found: Cells) -> Plot:
-    """Missed findings of the endpoint's arm and its rival, a row per sub-group that is not too small."""
+def _gap_plot(evidence: Evidence, found: Cells) -> list[Plot]:
+    """Missed findings of the endpoint's arm and its rival, a row per sub-group; none where all are too small."""
     pair = [evidence.endpoint[key] for key in ("arm", "rival")]
     names, rows = {arm: arm_series(arm, evidence.arms) for arm in pair}, []
     for attribute, subgroup in _names(found):
@@ -87,8 +87,8 @@ def _gap_plot(evidence: Evidence, found: Cells) -> Plot:
             marks = tuple(_mark(part, names[arm]) for arm, part in parts)
             rows.append(Row(label=f"{attribute} {subgroup}", marks=marks))
     axis = Axis(label="share missed, less that among the others", zero=True, ends=("misses fewer", "misses more"))
-    return row_plot(rows, title=f"Missed findings, all findings: {' and '.join(pair)}", names=names, axis=axis,
-                    note=FEW_NOTE)
+    title = f"Missed findings, all findings: {' and '.join(pair)}"
+    return [row_plot(rows, title=title, names=names, axis=axis, note=FEW_NOTE)] if rows else []
 
 
 def _of(label: str) -> str:

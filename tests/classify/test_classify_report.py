@@ -192,8 +192,12 @@ def test_what_is_optional_may_be_missing(tmp_path: Path) -> None:
     run = build_run(tmp_path / "run", labels={"Hernia": "tail", "Effusion": "head"})
     for name in ("generator", "train", "arms", "endpoint.json"):
         (run.folder / name).rename(tmp_path / name)
-    for name in ("fidelity", "thresholds"):
-        (run.folder / "synthetic" / f"{name}.parquet").unlink()
+    stamp = run.folder / "synthetic" / "_stage.json"
+    content = json.loads(stamp.read_text())
+    for name in ("fidelity.parquet", "thresholds.parquet"):
+        (run.folder / "synthetic" / name).unlink()
+        content["outputs"].pop(name, None)
+    stamp.write_text(json.dumps(content))
     page = render(load_evidence(run), ReportConfig())["report.html"]
     assert re.findall(r'<section id="([a-z]+)"', page) == ANCHORS
     assert "measured no fidelity" in page

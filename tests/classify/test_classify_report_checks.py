@@ -86,6 +86,8 @@ def test_small_sub_groups_are_marked_without_colour_and_left_out_of_the_figure(e
 
 
 def test_a_table_from_before_differences_were_measured_is_not_mistaken_for_one(evidence: Evidence) -> None:
+    small = replace(evidence, subgroups=evidence.subgroups.assign(few=True))
+    assert {block.kind for block in subgroup_chapters(small)[0].blocks} == {"table"}  # nothing that a plot may show
     older = replace(evidence, subgroups=evidence.subgroups.drop(columns="rival"))
     (chapter,) = subgroup_chapters(older)
     assert chapter.blocks == ()
