@@ -135,9 +135,13 @@ class CompareConfig:
 
 
 def registration(run: Run, config: CompareConfig) -> dict[str, Any]:
-    """What RUN/endpoint.json holds: endpoint, arms, n_seeds, margins, a unit other than image; and their sha256."""
+    """What RUN/endpoint.json holds: endpoint, arms, n_seeds, margins, and their sha256.
+
+    Beside them a unit other than image, and the names of an ensemble's members, where there are any.
+    """
     fixed = {"endpoint": asdict(config.endpoint), "arms": list(run.arms), "n_seeds": run.n_seeds,
-             "margins": asdict(config.margins), **({"unit": config.unit} if config.unit != "image" else {})}
+             "margins": asdict(config.margins), **({"unit": config.unit} if config.unit != "image" else {}),
+             **({"members": sorted(run.members)} if run.members else {})}
     return fixed | {"sha256": hash_bytes(json.dumps(fixed, sort_keys=True).encode())}
 
 

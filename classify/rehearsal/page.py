@@ -118,6 +118,8 @@ def headline_of(found: Findings) -> str:
                 f"Cannot say: even real images bring no clear gain at {level} positives")
     if own["ci_low"] > 0:
         return f"Synthetic images recover {percent(own['share'])} of what real ones would bring"
+    if own["ci_high"] < 0:
+        return f"Synthetic images harm at {level} positives, where real images would help"
     return f"No gain shown at {level} positives, though real images would bring one"
 
 

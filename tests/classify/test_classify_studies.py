@@ -113,6 +113,7 @@ def test_compare_by_study_counts_studies_and_fixes_the_unit(tmp_path, monkeypatc
     plain, studies = registration(run, CompareConfig()), registration(run, CompareConfig(unit="study"))
     assert "unit" not in plain
     assert studies["unit"] == "study"
+    assert registration(replace(run, members={"r96": {}, "r64": {}}), CompareConfig())["members"] == ["r64", "r96"]
     (tmp_path / "endpoint.json").write_text(json.dumps(plain | {"n_seeds": 3}))
     with pytest.raises(SystemExit):
         made.compare(monkeypatch, "--compare.unit", "study")
