@@ -181,10 +181,13 @@ def is_stale(stamp: dict[str, Any]) -> bool:
 
 
 def is_made_from(folder: Path, section: Mapping[str, Any]) -> bool:
-    """Whether a stage's stamp is there, fresh and of these settings; where in doubt, the stage itself is asked."""
+    """Whether a stage's stamp is there, fresh and of these settings; where in doubt, the stage itself is asked.
+
+    What a section leaves null is the stage's to choose, and its stamp holds the choice.
+    """
     stamp = read_stamp(folder)
     return stamp is not None and not is_stale(stamp) and all(
-        section.get(key, value) == value for key, value in stamp["config"].items()
+        section.get(key) in (None, value) for key, value in stamp["config"].items()
     )
 
 

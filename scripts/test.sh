@@ -11,5 +11,5 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 MPLBACKEND=Agg
 .venv/bin/ruff check .
 .venv/bin/mypy
 .venv/bin/mypy scripts/*.py
-# loadfile: what a file of tests prepares once is not prepared again by another process.
-.venv/bin/pytest -n 2 --dist loadfile "$@"
+# loadfile: what a file of tests prepares once is not prepared again by another process. tests/conftest.py orders files.
+.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

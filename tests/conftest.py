@@ -19,6 +19,13 @@ import pytest
 from cohort.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LONGEST = ("test_experiment.py", "test_torture.py", "test_synth_two_processes.py")
+"""Files of minutes: started last, one of them would keep a single process at work while the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @dataclass(frozen=True)
