@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from cohort_toys import run_as_command
 
-from cohort.pipeline import OPTIONAL, SECTIONS, STAGES, folder_state
+from cohort.pipeline import OPTIONAL, SECTIONS, STAGES, folder_state, is_made_from
 from cohort.stage import Stage, write_atomically
 from cohort.status import main
 
@@ -128,3 +128,12 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "plan" / "_stage.json").write_text("{")
     assert run_as_command(main, "status", tmp_path) == 2
     assert "is no readable stamp" in capsys.readouterr().err
+
+
+def test_what_a_section_leaves_null_is_the_stages_to_choose(tmp_path: Path) -> None:
+    stage = Stage("prepare", tmp_path / "cohort", config={"label_space": "nih_14", "seed": 1}, inputs={})
+    stage.begin()
+    stage.finish(outputs=[], counts={})
+    assert is_made_from(stage.folder, {"label_space": None, "seed": 1})
+    assert not is_made_from(stage.folder, {"label_space": "nih_20", "seed": 1})
+    assert not is_made_from(stage.folder, {"label_space": None, "seed": 2})
