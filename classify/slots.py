@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from cohort.errors import TailfillError
 from cohort.pixels import load_images
 from cohort.stage import require, verify
-from cohort.tables import Cohort, cohort_schema, load_cohort, read_table, synthetic_schema
+from cohort.tables import Cohort, cohort_schema, load_further, read_table, synthetic_schema
 
 ROTATION_DEGREES, TRANSLATION, SCALE = 7.0, 0.04, 0.08  # positioning on the detector; chosen to stay anatomical
 CONTRAST, BRIGHTNESS = 0.15, 0.08  # exposure and window; factor and offset on grey values of 0 to 1
@@ -112,15 +112,7 @@ def _load_reconstructed(folder: Path, cohort: Cohort) -> Pool:
 
 
 def _load_further(folder: Path, cohort: Cohort) -> Pool:
-    further = load_cohort(folder)
-    if further.labels != cohort.labels:
-        differing = sorted(set(further.labels) ^ set(cohort.labels)) or ["their order"]
-        raise TailfillError(f"{folder}: has other labels than {cohort.folder}: {', '.join(differing[:3])}")
-    for key in ("patient_id", "image_id"):
-        shared = sorted(set(further.frame[key]) & set(cohort.frame[key]))
-        if shared:
-            raise TailfillError(f"{folder}: shares {len(shared)} values of {key} with {cohort.folder}, '{shared[0]}' "
-                                "for one; wanted: other patients, with ids of their own")
+    further = load_further(folder, cohort)
     return Pool(frame=further.split("train"), roots=further.roots)
 
 

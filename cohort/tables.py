@@ -259,3 +259,20 @@ def load_cohort(folder: Path) -> Cohort:
         frame=frame, labels=extra["labels"], groups=extra["groups"], salt=extra["salt"], folder=folder,
         roots={name: Path(path) for name, path in extra["roots"].items()},
     )
+
+
+def load_further(folder: Path, cohort: Cohort) -> Cohort:
+    """Read and check a further cohort, whose images an experiment on ``cohort`` may add to its own.
+
+    Raises ``TailfillError`` as ``load_cohort`` does, for other labels, and for patients or images that both have.
+    """
+    further = load_cohort(folder)
+    if further.labels != cohort.labels:
+        differing = sorted(set(further.labels) ^ set(cohort.labels)) or ["their order"]
+        raise TailfillError(f"{folder}: has other labels than {cohort.folder}: {', '.join(differing[:3])}")
+    for key in ("patient_id", "image_id"):
+        shared = sorted(set(further.frame[key]) & set(cohort.frame[key]))
+        if shared:
+            raise TailfillError(f"{folder}: shares {len(shared)} values of {key} with {cohort.folder}, '{shared[0]}' "
+                                "for one; wanted: other patients, with ids of their own")
+    return further

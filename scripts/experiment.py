@@ -15,7 +15,6 @@ has not run yet, what the configuration expects of it at the pace of this machin
 
 import logging
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from experiment_config import FURTHER, SCHEMAS, Experiment, fix_endpoint, read_experiment
-from experiment_processes import run_forked, run_launched, sole_owner
+from experiment_processes import run_forked, run_interruptible, run_launched, sole_owner
 
-from cohort.errors import TailfillError, run_command
+from cohort.errors import TailfillError
 from cohort.pipeline import FOLDERS, arm_steps, critics_of, is_made_from, read_stamp
 
 log = logging.getLogger(__name__)
@@ -171,9 +170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stage is stopped with us, not orphaned
-    try:
-        run_command(main)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        sys.exit(130)
+    run_interruptible(main)

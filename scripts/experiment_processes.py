@@ -36,6 +36,16 @@ def sole_owner(folder: Path) -> Iterator[None]:
         yield
 
 
+def run_interruptible(main: Callable[[], None]) -> None:
+    """Run the main function of a command that starts stages; SIGTERM and ctrl-C end it with code 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stage is stopped with us, not orphaned
+    try:
+        run_command(main)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from here\n")
+        sys.exit(130)
+
+
 def run_forked(words: list[str], file: Path) -> int:
     """Run a command in a fork of this process and return its exit code.
 

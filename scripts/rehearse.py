@@ -17,20 +17,18 @@ Not promised: that the tail behaves as the thinned findings do; the page says ho
 """
 
 import logging
-import signal
 import sys
 from pathlib import Path
 
 import yaml
 from experiment import run_all
 from experiment_config import Experiment, fix, fix_endpoint, read_experiment
-from experiment_processes import run_forked, sole_owner
+from experiment_processes import run_forked, run_interruptible, sole_owner
 from rehearsal_runs import Rehearsal, base_config, child_config, findings_of, open_rehearsal, steps_of
 from rehearsal_time import tell_time
 
 from classify.rehearsal.choices import Cell, list_cells
 from classify.rehearsal.results import write_results
-from cohort.errors import run_command
 from cohort.stage import require
 from cohort.tables import load_cohort
 from cohort.withholding.cohorts import Thinning, write_thinned
@@ -114,9 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a stage is stopped with us, not orphaned
-    try:
-        run_command(main)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from here\n")
-        sys.exit(130)
+    run_interruptible(main)

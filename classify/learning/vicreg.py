@@ -1,9 +1,10 @@
 """A backbone taught without labels: two views of one image should say the same, and say much (VICReg).
 
-Bardes, Ponce and LeCun, 2105.04906, equations 1 to 6. Of n images the embeddings of two views, Z and Z', cost ::
+Bardes, Ponce and LeCun, 2105.04906, equations 1 to 6, with means and halves as in the authors' code, for which the
+weights were chosen. Of n images the embeddings of two views, Z and Z', cost ::
 
     25 mean (Z - Z')^2                          invariance
-    25 v(Z) + 25 v(Z')                          v: mean over dimensions of max(0, 1 - standard deviation)
+    25 (v(Z) + v(Z')) / 2                       v: mean over dimensions of max(0, 1 - standard deviation)
      1 c(Z) +  1 c(Z')                          c: sum of squared covariances of different dimensions / dimensions
 
 The second term forbids the same answer for every image, the third forbids saying one thing many times; so neither
@@ -59,7 +60,7 @@ def vicreg(
     All else is not used: there are no labels.
     """
     first, second = logits.float().unbind(1)
-    variance = _flatness(first) + _flatness(second)
+    variance = (_flatness(first) + _flatness(second)) / 2
     covariance = _redundancy(first) + _redundancy(second)
     return INVARIANCE * F.mse_loss(first, second) + VARIANCE * variance + COVARIANCE * covariance
 

@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort.errors import TailfillError
 from cohort.labels import count_labels
 from cohort.stage import Stage, require
-from cohort.tables import SPLITS, Cohort, cohort_schema, load_cohort, write_table
+from cohort.tables import SPLITS, Cohort, cohort_schema, load_cohort, load_further, write_table
 from cohort.withholding.thinning import thin, thinning_rows
 
 log = logging.getLogger(__name__)
@@ -105,13 +104,6 @@ def _write_withheld(
 
 def _new_patients(truth: Path, cohort: Cohort) -> Cohort:
     """The training images of the cohort in ``truth``; ``TailfillError`` for other labels, or patients already here."""
-    new = load_cohort(truth)
-    if new.labels != cohort.labels:
-        raise TailfillError(f"{truth}: has other labels than {cohort.folder}; wanted: the same, in the same order")
-    for key in ("patient_id", "image_id"):
-        shared = sorted(set(new.frame[key]) & set(cohort.frame[key]))
-        if shared:
-            raise TailfillError(f"{truth}: shares {len(shared)} values of {key} with {cohort.folder}, '{shared[0]}' "
-                                "for one; wanted: new patients")
+    new = load_further(truth, cohort)
     return Cohort(frame=new.split("train"), labels=new.labels, groups=new.groups, roots=new.roots, salt=new.salt,
                   folder=truth)

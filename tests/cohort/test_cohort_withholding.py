@@ -102,7 +102,7 @@ def test_new_patients_join_the_withheld_ones_only_if_they_are_new(tmp_path: Path
     joined = pool.frame[pool.frame["root"] == "truth:toy"]
     assert len(joined) == (load_cohort(new).frame["split"] == "train").sum()
     assert pool.image_paths(joined)[0].parent == new
-    with pytest.raises(TailfillError, match="wanted: new patients"):
+    with pytest.raises(TailfillError, match="wanted: other patients"):
         write_thinned(parent, thinning, thinned=tmp_path / "c", withheld=tmp_path / "d",
                       truth=write_toy(tmp_path / "old", FRAME.head(20)))
 
