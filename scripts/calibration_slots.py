@@ -31,7 +31,8 @@ class Dealer:
     pools: Pools
     sets: Sequence[Mapping[str, pd.DataFrame]]
     """Per cohort, the planted sets by name, with ``keep``."""
-    slots_per_class: int
+    config: ArmConfig
+    """The layout of every arm; a planted set may have another share of it."""
     seed: int
     repeats: dict[tuple[int, int], Slots] = field(default_factory=dict)
     """The arm ``duplicate`` by cohort and layout, filled as it is asked for."""
@@ -65,8 +66,8 @@ class Dealer:
         table = ARMS[arm if arm in ARMS else "synthetic"].build(Draw(
             cohort=cohort, rng=np.random.default_rng([self.seed, at, layout]), seed=0, n_seeds=1,
             frames={"filter": made, "oracle": new},
-            config=ArmConfig(slots_per_class=self.slots_per_class, synthetic_loss_weight=1.0,
-                             synthetic_share=SHARES.get(arm.removesuffix(FILTERED), 0.5))))
+            config=replace(self.config, synthetic_share=SHARES.get(arm.removesuffix(FILTERED),
+                                                                   self.config.synthetic_share))))
         used = made[made["image_id"].isin(table["image_id"])]
         known = pd.concat([frame[["image_id", "row", *cohort.labels]] for frame in (cohort.frame, used, new)])
         found = known.iloc[pd.Index(known["image_id"]).get_indexer(pd.Index(table["image_id"]))]

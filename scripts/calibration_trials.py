@@ -21,6 +21,7 @@ from calibration_heads import Task, train_heads
 from calibration_pools import Pools
 from calibration_slots import Dealer
 
+from classify.arms.layout import ArmConfig
 from classify.comparison.controls import control_rows
 from classify.comparison.intervals import Array, Interval, bootstrap, patient_draws
 from classify.comparison.measuring import Scored
@@ -210,7 +211,8 @@ def make_bench(pools: Pools, settings: Settings) -> Bench:
     """Train the critics and plant the sets."""
     sets = [plant(pools, cohort, critic_logits(pools, cohort, settings), seed=[settings.seed, cohort])
             for cohort in range(len(pools.cohorts))]
-    dealer = Dealer(pools=pools, sets=sets, slots_per_class=settings.slots_per_class, seed=settings.seed)
+    config = ArmConfig(slots_per_class=settings.slots_per_class, synthetic_loss_weight=1.0, synthetic_share=0.5)
+    dealer = Dealer(pools=pools, sets=sets, config=config, seed=settings.seed)
     return Bench(dealer=dealer, settings=settings)
 
 
