@@ -12,7 +12,8 @@ follow-ups of the same ill people. Labels: mined from reports; the NIH states ov
 more findings and made splits of its own. Licence: the NIH states unrestricted use, with acknowledgement. Citation:
 Wang et al., CVPR 2017; for the 20 labels Holste et al., DALI at MICCAI 2022 (arXiv 2208.13365).
 
-Images have no study id: NIH's ``Follow-up #`` counts a patient's images. In the header two names contain an unquoted
+With ``check: none`` no image need be there: one that is in none of the folders is taken to belong into images/. Images
+have no study id: NIH's ``Follow-up #`` counts a patient's images. In the header two names contain an unquoted
 comma and fall apart; they stand behind the columns that are read. 2017's ages may read ``058Y``.
 """
 
@@ -23,7 +24,7 @@ import pandas as pd
 
 from cohort.errors import TailfillError
 from cohort.labels import LABEL_SPACES, NIH_14, LabelSpace
-from cohort.preparing.people import check_relative, describe_person, parse_id, patient_ids
+from cohort.preparing.people import check_paths, check_relative, describe_person, parse_id, patient_ids
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.rows import BadRow, Rows, SourceTable, assemble, by_line, find_one, flag, read_rows
 
@@ -36,7 +37,7 @@ LONG_TAIL = "*nih-cxr-lt_labels_{}.csv"
 
 def find_files(config: PrepareConfig, root: Path) -> dict[str, Path]:
     """The label files, and both split lists where they exist and count; ``TailfillError`` names what is missing."""
-    if not root.is_dir():
+    if not root.is_dir() and config.check != "none":
         raise TailfillError(f"{root}: is no folder; wanted: the folder of the NIH release")
     present = [Path(config.csv)] if config.csv else [root / name for name in LABEL_FILES if (root / name).is_file()]
     if len(present) != 1 or not present[0].is_file():
@@ -53,10 +54,13 @@ def find_files(config: PrepareConfig, root: Path) -> dict[str, Path]:
     return {"labels": present[0], **{f"{split}_list": file for split, file in lists.items()}}
 
 
-def find_images(root: Path) -> dict[str, list[str]]:
-    """File name to its paths below ``root``, for every file of ``images/`` and ``images_*/images/``."""
+def find_images(root: Path, *, wanted: bool = True) -> dict[str, list[str]]:
+    """File name to its paths below ``root``, for every file of ``images/`` and ``images_*/images/``.
+
+    Raises ``TailfillError`` when none of these folders is there and the images are ``wanted``.
+    """
     folders = [folder for folder in (root / "images", *sorted(root.glob("images_*/images"))) if folder.is_dir()]
-    if not folders:
+    if not folders and wanted:
         raise TailfillError(f"{root}: has neither images/ nor images_0*/images/")
     found: dict[str, list[str]] = {}
     for folder in folders:
@@ -85,9 +89,9 @@ def read_splits(files: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, tu
 def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> SourceTable:
     """Every row of the label file as the cohort's columns (``split``: train, test, or null without lists)."""
     space = LABEL_SPACES[config.space]
-    rows = read_rows(files["labels"], COLUMNS)
+    rows, wanted = read_rows(files["labels"], COLUMNS), config.check != "none"
     if space is not NIH_14:
-        return read_long_tail(rows, root, files, space)
+        return read_long_tail(rows, root, files, space, wanted=wanted)
     splits, places, twice = read_splits(files)
     table = SourceTable(files=[rows.file], space=space, frame=pd.DataFrame(), n_read=0, patient_ids="given")
     names = rows.text("Image Index")
@@ -95,7 +99,7 @@ def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> Source
         in_both = {row.image_id for row in twice if splits[str(row.image_id)] != _split_of(row.file)}
         flag(rows, ~names.isin(list(splits)), f"stands in neither {' nor '.join(SPLIT_FILES.values())}")
         flag(rows, names.isin(list(in_both)), f"stands in both {' and '.join(SPLIT_FILES.values())}")
-    cells = describe_images(rows, table, root) | {"split": names.map(splits).astype("str")}
+    cells = describe_images(rows, table, root, wanted=wanted) | {"split": names.map(splits).astype("str")}
     labels = rows.vectors("Finding Labels", space.vector, space)
     known = {*names, *rows.torn.values()}
     strays = [BadRow(file=file, row=row, image_id=name, reason="stands in no row of the label file")
@@ -106,10 +110,16 @@ def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> Source
     return table
 
 
-def describe_images(rows: Rows, table: SourceTable, root: Path) -> dict[str, pd.Series]:
-    """The cohort's columns that stand in NIH's own label file, splits and labels left out."""
-    images, names = find_images(root), rows.text("Image Index")
+def describe_images(rows: Rows, table: SourceTable, root: Path, *, wanted: bool) -> dict[str, pd.Series]:
+    """The cohort's columns that stand in NIH's own label file, splits and labels left out.
+
+    ``wanted``: whether an image that is in no folder makes its row a bad one, or is taken to belong into ``images/``.
+    """
+    images, names = find_images(root, wanted=wanted), rows.text("Image Index")
     paths = names.map({name: found[0] for name, found in images.items()})
+    if not wanted:
+        paths = paths.fillna("images/" + check_paths(rows, names))
+        flag(rows, names == "", "no image path given")
     for position in paths.isna().to_numpy().nonzero()[0]:
         try:
             reason = f"no file '{check_relative(names.iloc[position])}' in images/ or images_0*/images/"
@@ -124,11 +134,14 @@ def describe_images(rows: Rows, table: SourceTable, root: Path) -> dict[str, pd.
     return {"image_id": names, "root": root_name, "path": paths, "patient_id": patient_ids(rows, "Patient ID")} | person
 
 
-def read_long_tail(rows: Rows, root: Path, files: Mapping[str, Path], space: LabelSpace) -> SourceTable:
+def read_long_tail(
+    rows: Rows, root: Path, files: Mapping[str, Path], space: LabelSpace, *, wanted: bool
+) -> SourceTable:
     """NIH-CXR-LT's three tables, joined by the image's name with NIH's own for view, age and sex."""
     tables = [files[f"{split}_labels"] for split in ("train", "val", "test")]
     table = SourceTable(files=tables, space=space, frame=pd.DataFrame(), n_read=0, patient_ids="given")
-    about = pd.DataFrame(describe_images(rows, table, root)).drop_duplicates("image_id").set_index("image_id")
+    about = pd.DataFrame(describe_images(rows, table, root, wanted=wanted))
+    about = about.drop_duplicates("image_id").set_index("image_id")
     table.nulled = {}  # of rows of another file, which the long tail's tables may not name
     frames = []
     for number, split in enumerate(("train", "val", "test")):

@@ -142,6 +142,31 @@ def test_the_experiments_section_makes_the_same_cohort(tmp_path: Path, release: 
     assert load_cohort(tmp_path / "run" / "cohort").frame.equals(cohort.frame)
 
 
+def test_unchecked_images_need_not_be_there_and_the_cohort_is_the_same(
+    tmp_path: Path, release: Path, cohort: Cohort
+) -> None:
+    bare = tmp_path / "release"
+    bare.mkdir()
+    for file in release.glob("*.*"):
+        (bare / file.name).write_bytes(file.read_bytes())
+    assert run_as_command(main, "nih", "--root", bare, "--out", tmp_path / "refused") == 2
+    other = prepared(bare, tmp_path / "cohort", "--check", "none")
+    pd.testing.assert_frame_equal(other.frame, cohort.frame)
+    away = prepared(tmp_path / "nowhere", tmp_path / "away", "--check", "none", "--csv", label_file(bare))
+    assert sorted(away.frame["path"]) == sorted(cohort.frame["path"])
+
+
+@pytest.mark.parametrize(("name", "told"), [("../../etc/passwd", "leaves the root"), ("", "no image path given")])
+def test_unchecked_images_have_names_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    root = write_release(tmp_path / "release", toy_rows(20), lists=False)
+    with label_file(root).open("a") as stream:
+        stream.write(f"{name},Mass,0,99,50,F,PA,12,10,.1,.1\n")
+    assert run_as_command(main, "nih", "--root", root, "--out", tmp_path / "cohort", "--check", "none") == 2
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not NIH128.is_dir(), reason="the real radiographs are not here")
 def test_the_real_radiographs(tmp_path: Path) -> None:
     cohort = prepared(NIH128, tmp_path / "cohort")
