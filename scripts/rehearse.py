@@ -29,10 +29,12 @@ from rehearsal_time import tell_time
 
 from classify.rehearsal.choices import Cell, list_cells
 from classify.rehearsal.results import write_results
+from cohort.provenance import FILE, check_not_learnt
 from cohort.stage import require
-from cohort.tables import load_cohort
+from cohort.tables import load_cohort, write_table
 from cohort.withholding.cohorts import Thinning, write_thinned
 from cohort.withholding.proof import prove_apart
+from synth.drawing.pipelines import owning_stage
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ def run_cell(rehearsal: Rehearsal, cell: Cell) -> Path:
     write_thinned(
         rehearsal.cohort_folder, Thinning(findings=cell.findings, level=cell.level, seed=rehearsal.seed_of(cell)),
         thinned=folder / "cohort", withheld=folder / "oracle", truth=rehearsal.truth)
+    check_given(rehearsal, folder)
     file = folder / "experiment.yaml"
     fix(file, yaml.safe_dump(child_config(rehearsal, cell), sort_keys=False).encode())
     experiment = read_experiment([str(file), "--processes", str(rehearsal.processes)], doc=__doc__)
@@ -81,11 +84,26 @@ def run_cell(rehearsal: Rehearsal, cell: Cell) -> Path:
     return folder
 
 
+def check_given(rehearsal: Rehearsal, folder: Path) -> None:
+    """Raise ``TailfillError`` where weights that the run is to start from have learnt from a patient it withholds.
+
+    What the proof would find after hours, found before them; weights that do not say whom they know are left to it.
+    """
+    withheld = load_cohort(folder / "oracle").frame["patient_id"]
+    for section, key in (("finetune", "pipeline"), ("train", "backbone")):
+        given = rehearsal.config[section][key]
+        owner = owning_stage(Path(given)) if given else None
+        if owner and (owner / FILE).is_file():
+            check_not_learnt(owner, withheld, load_cohort(folder / "cohort"),
+                             what=f"whom {folder.relative_to(rehearsal.folder)} withholds ({section}.{key})")
+
+
 def prove(rehearsal: Rehearsal, folder: Path) -> None:
-    """No withheld patient may have reached what the run, or what it builds on, has learnt from."""
+    """No withheld patient may have reached what the run, or what it builds on, has learnt from: ``overlap.parquet``."""
     proof = prove_apart(
         [folder, *([rehearsal.base] if rehearsal.needs_base else [])], thinned=load_cohort(folder / "cohort"),
         withheld=load_cohort(folder / "oracle"), thinned_hash=require(folder / "cohort", "cohort")["output_hash"])
+    write_table(proof, folder / "overlap.parquet")
     log.info("%s: %d stages hold no withheld patient; the oracle does", folder.relative_to(rehearsal.folder),
              proof.loc[~proof["is_oracle"], "stage"].nunique())
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import rehearsal_time
+import rehearse
 import yaml
 from experiment_config import read_experiment
 from rehearsal_runs import LEFT_OUT, Rehearsal, base_config, child_config, open_rehearsal, steps_of
@@ -12,6 +13,8 @@ from withheld_toys import toy_frame, write_toy
 
 from classify.rehearsal.choices import list_cells
 from cohort.errors import TailfillError
+from cohort.provenance import write_patients
+from cohort.stage import Stage
 from cohort.tables import load_cohort
 from cohort.withholding.cohorts import Thinning, write_thinned
 
@@ -69,6 +72,34 @@ def test_what_is_lacking_is_learnt_once_without_the_findings(repository: Path, t
     assert child["train"]["backbone"] == str(rehearsal.base / "train" / "real" / "seed_2000")
     assert child["train"]["head_only"] is True
     assert child["plan"]["scarce"] == ["Effusion", "Nodule"]  # nobody can check the tail here
+
+
+@pytest.mark.parametrize(("section", "key"), [("finetune", "pipeline"), ("train", "backbone")])
+def test_weights_that_know_a_withheld_patient_are_refused_before_the_run(
+    repository: Path, tmp_path: Path, cohort: Path, section: str, key: str
+) -> None:
+    root = ["--prepare.root", str(tmp_path)]
+    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *root)
+    cell = list_cells(load_cohort(cohort), rehearsal.section)[0]
+    rehearsal.config[section][key] = str(tmp_path / "given")
+    stage = Stage("train", tmp_path / "given", config={}, inputs={})
+    stage.begin()
+    whole = load_cohort(cohort)
+    write_patients(stage.folder, whole.split("train")["patient_id"], salt=whole.salt)
+    stage.finish(outputs=["patients.parquet"], counts={})
+    with pytest.raises(TailfillError, match=rf"given: has learnt from \d+ patients whom set_0.* \({section}.{key}\)"):
+        rehearse.run_cell(rehearsal, cell)
+    assert not (rehearsal.folder / cell.name / "experiment.yaml").exists()
+
+
+def test_a_cohort_without_a_tail_can_be_rehearsed_on_named_findings(
+    repository: Path, tmp_path: Path, cohort: Path
+) -> None:
+    root = ["--prepare.root", str(tmp_path), "--plan.scarce", '["control"]']  # of which the toys have none either
+    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *root)
+    plan = child_config(rehearsal, list_cells(load_cohort(cohort), rehearsal.section)[0])["plan"]
+    assert plan["scarce"] == ["Effusion", "Nodule"]
+    assert plan["total"] == 50 * 2
 
 
 def test_a_configuration_without_the_section_or_with_a_strange_endpoint_is_refused(

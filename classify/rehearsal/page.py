@@ -114,8 +114,9 @@ def headline_of(found: Findings) -> str:
     own = found.row(level=level, label=REHEARSED_GROUP, arm=end.arm, metric=end.metric)
     if is_null(own["share"]):
         oracle = found.row(level=level, label=REHEARSED_GROUP, arm=ORACLE, metric=end.metric)
-        return (f"Cannot say: {own['reason']}" if is_null(oracle["gain_low"]) else
-                f"Cannot say: even real images bring no clear gain at {level} positives")
+        unclear = not is_null(oracle["gain_low"]) and oracle["gain_low"] <= 0
+        return (f"Cannot say: even real images bring no clear gain at {level} positives" if unclear else
+                f"Cannot say: {own['reason']}")
     if own["ci_low"] > 0:
         return f"Synthetic images recover {percent(own['share'])} of what real ones would bring"
     if own["ci_high"] < 0:
@@ -218,7 +219,8 @@ def runs_chapter(found: Findings) -> Chapter:
         f"{row['kept']} of {row['made']}", f"{row['synthetic']} of {row['slots']}",
     ) for row in found.runs.to_dict("records"))
     return Chapter(
-        anchor="runs", title="Thinned, made, kept", sources=("results/runs.parquet", "set_*/level_*/seed_*/cohort"),
+        anchor="runs", title="Thinned, made, kept",
+        sources=("results/runs.parquet", "set_*/level_*/seed_*/cohort", "set_*/level_*/seed_*/overlap.parquet"),
         words=("Each row is one thinning, with patients, a generator and a training of its own. Company: the share of "
                "the finding's positives with another thinned finding beside it.",),
         blocks=(Table(title="The runs", columns=("Finding", "Level", "Seed", "Train positives", "Validation positives",

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -9,10 +11,11 @@ import pytest
 from rehearsed_toys import STRENGTH, write_parent, write_run
 from withheld_toys import toy_frame, write_toy
 
-from classify.compare import CompareConfig
+from classify.compare import CompareConfig, Endpoint
 from classify.comparison.intervals import patient_draws
 from classify.comparison.recovered import fieller_set
 from classify.rehearsal.choices import Cell
+from classify.rehearsal.page import Findings, headline_of
 from classify.rehearsal.results import measure_all, write_results
 from classify.rehearsal.settings import RehearsalConfig
 from classify.rehearsal.shares import REHEARSED_GROUP, TAIL_GROUP, gather
@@ -131,6 +134,18 @@ def test_where_the_oracle_is_no_better_there_is_no_share(folders: dict[Cell, Pat
     assert np.isnan(share["share"])
     assert share["reason"] == "the oracle's gain over duplicate may be 0"
     assert "Cannot say" in (tmp_path / "rehearsal" / "results" / "summary.txt").read_text()
+
+
+@pytest.mark.parametrize(("low", "share", "said"), [
+    (None, None, "Cannot say: few"), (-0.1, None, "Cannot say: even real images bring no clear gain at 10 positives"),
+    (0.1, None, "Cannot say: few"), (0.1, 0.5, "Synthetic images recover 50 %")])
+def test_the_headline_blames_the_oracle_only_where_it_is_at_fault(
+    low: float | None, share: float | None, said: str
+) -> None:
+    rows: dict[str, dict[str, Any]] = {"oracle": {"gain_low": low}, "synthetic": {
+        "share": share, "ci_low": 0.2, "ci_high": 0.9, "reason": "few"}}
+    found = SimpleNamespace(endpoint=Endpoint(), levels=[10], row=lambda *, arm, **_: rows[arm])
+    assert headline_of(cast(Findings, found)).startswith(said)
 
 
 def test_again_there_is_nothing_to_do_and_a_lost_run_is_named(folders: dict[Cell, Path], results: Path) -> None:
