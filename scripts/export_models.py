@@ -25,6 +25,7 @@ from classify.learning.models import CARD, save_weights
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import read_stamp
 from cohort.stage import write_atomically
+from synth.exporting.pipeline_folder import forget_origin
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +85,6 @@ def in_words(numbers: Sequence[float]) -> str:
     """``1,200, 3,400 and 500``."""
     *others, last = [f"{number:,.0f}" for number in numbers]
     return " and ".join(filter(None, (", ".join(others), last)))
-
-
-def forget_origin(folder: Path) -> None:
-    """Take the path that a pipeline was loaded from out of its files: it is one of this machine."""
-    for file in sorted(folder.rglob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
-            write_atomically(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def export_generator(runs: Sequence[Path], target: Path) -> int:
