@@ -9,14 +9,22 @@ same is asked for, which is what they have:
     excess     another scarce finding beside it
 
 They pass through the filter's own rule with the run's own critics. They are better than a generator's, so this says
-what the critics can see at best. Findings without a sign (controls) are left out. Of the run only its cache grows.
+what the critics can see at best. With ``--drawn`` the run's generated images take their place, asked for anew:
+
+    right      what was asked for
+    missing    the matched negative, from the same noise, asked for with the finding
+    wrong      an image made for another scarce finding, asked for with this one instead
+
+Whether a finding that was asked for has been drawn nobody knows, so there *right* is what the generator took for it.
+Findings without a sign (controls) are left out. Of the run only its cache grows.
 
 ::
 
-    python scripts/planted_findings.py --run runs/demo --out runs/planted [--per-class 40] [--folds 5]
+    python scripts/planted_findings.py --run runs/demo --out runs/planted [--per-class 40] [--folds 5] [--drawn]
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,8 +39,9 @@ from cohort.phantom.cases import Case, draw_cases
 from cohort.phantom.exam import Exam, Sign
 from cohort.phantom.settings import PhantomConfig
 from cohort.sources.phantom import image_path, write_images
-from cohort.stage import hash_file, require
+from cohort.stage import hash_file, require, verify
 from cohort.tables import Cohort, load_cohort
+from prompts.rows import NEGATIVE
 from synth.judging.agreement import label_agreement
 from synth.judging.critic import Critic, critic_folders, fold_critics
 from synth.judging.gathering import Gatherer
@@ -48,6 +57,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, help="a run with a phantom cohort and trained critics")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images; safe to run again")
     parser.add_argument("--per-class", type=int, default=40, help="images of each kind and class, 1 or more")
+    parser.add_argument("--drawn", action="store_true", help="judge the images that the run has generated")
     parser.add_argument("--seed", type=int, default=4242, help="of the new patients; none that the run has used")
     parser.add_argument("--critic-seeds", type=int, nargs="+", default=[1000], help="as filter.critic_seeds")
     parser.add_argument("--folds", type=int, default=0, help="as filter.folds")
@@ -99,8 +109,28 @@ def draw(scarce: Sequence[str], config: PhantomConfig, folder: Path, per_class: 
         sha256=[hash_file(folder / row["path"]) for row in rows], init_image_id=None)
 
 
-def judge(cohort: Cohort, made: pd.DataFrame, scarce: list[str], options: argparse.Namespace) -> list[Criterion]:
-    """What the filter's rule says of all images."""
+def ask_anew(run: Path, labels: Sequence[str], visible: Sequence[str], per_class: int) -> pd.DataFrame:
+    """The same of at most ``per_class`` generated images of each of ``visible`` that have a matched negative."""
+    plan = pd.read_parquet(verify(run / "plan", "plan", "plan.parquet"))
+    images = pd.read_parquet(verify(run / "images", "generate", "images.parquet"))
+    made = plan.merge(images[images["status"] == "ok"].drop(columns="status"), on="sample_id", validate="1:1")
+    negatives = made[made["charged_to"] == NEGATIVE].set_index("seed")  # a negative shares its positive's noise
+    rows = []
+    for at, label in enumerate(visible):
+        own = made[(made["charged_to"] == label) & made["seed"].isin(negatives.index)].head(per_class)
+        rest = [name for name in visible if name != label]
+        others = made[made["charged_to"].isin(rest) & (made[label] == 0)].groupby("charged_to", sort=False)
+        instead = others.head(math.ceil(len(own) / max(1, len(rest)))).sample(frac=1, random_state=at).head(len(own))
+        asked = instead.assign(**{name: instead[name].where(instead["charged_to"] != name, 0) for name in rest})
+        rows += [own.assign(kind="right"), asked.assign(kind="wrong", charged_to=label, **{label: 1}),
+                 negatives.loc[own["seed"]].reset_index().assign(
+                     kind="missing", charged_to=label, **{name: own[name].to_numpy() for name in labels})]
+    return pd.concat(rows, ignore_index=True)
+
+
+def judge(cohort: Cohort, made: pd.DataFrame, scarce: list[str], folder: Path,
+          options: argparse.Namespace) -> list[Criterion]:
+    """What the filter's rule says of all images, whose paths are below ``folder``."""
     run: Path = options.run
     critics = critic_folders(run, options.critic_seeds, cohort)
     folds = {f"fold_{seed}": fold for seed, fold in fold_critics(run, options.folds, cohort).items()}
@@ -110,7 +140,7 @@ def judge(cohort: Cohort, made: pd.DataFrame, scarce: list[str], options: argpar
                    for seed, folder in critics.items()],
         "fold": [Critic(fold.folder, cohort.labels, name=name, device=cpu) for name, fold in folds.items()],
     }
-    gatherer = Gatherer(cohort=cohort, made=made, folder=options.out, readers=readers, run=run, threads=1,
+    gatherer = Gatherer(cohort=cohort, made=made, folder=folder, readers=readers, run=run, threads=1,
                         held_out={name: fold.held_out for name, fold in folds.items()})
     sources = gatherer.sources()
     gatherer.read(sources, share=Share())
@@ -120,14 +150,15 @@ def judge(cohort: Cohort, made: pd.DataFrame, scarce: list[str], options: argpar
 
 
 def tabulate(made: pd.DataFrame, criteria: list[Criterion]) -> pd.DataFrame:
-    """One row per class: images per kind, the share of each kind that passes, and whether the class is judged."""
+    """One row per class: images asked for rightly, the share of each kind that passes, and whether it is judged."""
+    kinds = [kind for kind in KINDS if kind in set(made["kind"])]
     passed = made.assign(passed=~(worst_margin(criteria, len(made)) < 0))
-    shares = passed.pivot_table(index="charged_to", columns="kind", values="passed", sort=False)[list(KINDS)]
+    shares = passed.pivot_table(index="charged_to", columns="kind", values="passed", sort=False)[kinds]
     judged = {c.label: c.reason or "yes" for c in criteria}
-    table = shares.assign(n=made.groupby("charged_to").size() // len(KINDS), judged=shares.index.map(judged))
+    table = shares.assign(n=made[made["kind"] == "right"].groupby("charged_to").size(), judged=shares.index.map(judged))
     sure = table[table["judged"] == "yes"]
-    overall = sure[list(KINDS)].mean().to_frame("mean of judged").T.assign(n=sure["n"].sum(), judged="")
-    return pd.concat([table, overall])[["n", *KINDS, "judged"]]
+    overall = sure[kinds].mean().to_frame("mean of judged").T.assign(n=sure["n"].sum(), judged="")
+    return pd.concat([table, overall])[["n", *kinds, "judged"]]
 
 
 def main() -> None:
@@ -136,8 +167,15 @@ def main() -> None:
     torch.set_num_threads(1)
     cohort = load_cohort(options.run / "cohort")
     scarce = options.scarce or cohort.scarce
-    made = draw(scarce, phantom_of(cohort, options.seed), options.out, options.per_class)
-    criteria = judge(cohort, made, scarce, options)
+    phantom = phantom_of(cohort, options.seed)
+    if options.drawn:
+        folder = options.run / "images"
+        visible = [label for label in scarce if label in phantom.drawn]
+        made = ask_anew(options.run, cohort.labels, visible, options.per_class)
+    else:
+        folder = options.out
+        made = draw(scarce, phantom, folder, options.per_class)
+    criteria = judge(cohort, made, scarce, folder, options)
     sys.stdout.write(tabulate(made, criteria).to_string(float_format=lambda share: f"{share:.2f}") + "\n\n")
     for criterion in criteria:
         if criterion.label in scarce and criterion.at_least:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from planted_findings import KINDS, parse, phantom_of, plant, tabulate
+from planted_findings import KINDS, ask_anew, parse, phantom_of, plant, tabulate
 
 from cohort.errors import TailfillError
 from cohort.phantom.cases import draw_cases
@@ -32,6 +32,25 @@ def test_a_kind_differs_in_the_sign_that_it_says_and_in_nothing_else():
             (case.exam.patient, case.exam.seed, case.exam.view)}
         others.append(other)
     assert set(others) == set(SCARCE[1:])
+
+
+def test_generated_images_are_asked_for_anew(tmp_path):
+    asked = pd.DataFrame({  # a b: findings; c: company; every second row the matched negative of the one before
+        "sample_id": list("pqrstuv"), "a": [1, 0, 1, 0, 0, 0, 1], "b": [0, 0, 0, 0, 1, 0, 0],
+        "c": [1, 1, 0, 0, 1, 1, 1], "charged_to": ["a", "negative", "a", "negative", "b", "negative", "a"],
+        "seed": [1, 1, 2, 2, 3, 3, 4]})
+    made = pd.DataFrame({"sample_id": list("pqrstuv"), "status": ["ok"] * 5 + ["failed", "ok"],
+                         "path": [f"{name}.png" for name in "pqrstuv"]})
+    for stage, folder, table in (("plan", "plan", asked), ("generate", "images", made)):
+        place = Stage(stage, tmp_path / folder, config={}, inputs={})
+        place.begin()
+        table.to_parquet(place.folder / f"{folder}.parquet")
+        place.finish(outputs=[f"{folder}.parquet"], counts={})
+    found = ask_anew(tmp_path, ["a", "b", "c"], ["a", "b"], per_class=5)
+    assert set(found["charged_to"]) == {"a"}  # nobody drew a negative beside the only b, nor beside the last a
+    rows = {kind: part.set_index("path")[["a", "b", "c"]].to_numpy().tolist() for kind, part in found.groupby("kind")}
+    assert rows == {"right": [[1, 0, 1], [1, 0, 0]], "missing": [[1, 0, 1], [1, 0, 0]], "wrong": [[1, 0, 1]]}
+    assert found.loc[found["kind"] != "right", "path"].tolist() == ["t.png", "q.png", "s.png"]
 
 
 def test_shares_by_class_and_kind():
