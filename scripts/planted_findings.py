@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -149,16 +150,32 @@ def judge(cohort: Cohort, made: pd.DataFrame, scarce: list[str], folder: Path,
                            quantile_from=options.quantile_from)
 
 
+def difference(made: pd.DataFrame, label: str, score: np.ndarray) -> float:
+    """Cohen's d of the critics' score for ``label``, float64 (n,), between the images with it and those without it."""
+    means, variances = [], []
+    for kind in ("right", "missing"):
+        own = score[((made["charged_to"] == label) & (made["kind"] == kind)).to_numpy()]
+        means.append(own.mean())
+        variances.append(own.var())
+    return float((means[0] - means[1]) / max(np.sqrt(np.mean(variances)), 1e-12))
+
+
 def tabulate(made: pd.DataFrame, criteria: list[Criterion]) -> pd.DataFrame:
-    """One row per class: images asked for rightly, the share of each kind that passes, and whether it is judged."""
+    """One row per class: images asked for rightly, the share of each kind that passes, and whether it is judged.
+
+    ``seen``: how far apart the critics' scores of the finding put *right* and *missing*, in standard deviations.
+    """
     kinds = [kind for kind in KINDS if kind in set(made["kind"])]
     passed = made.assign(passed=~(worst_margin(criteria, len(made)) < 0))
     shares = passed.pivot_table(index="charged_to", columns="kind", values="passed", sort=False)[kinds]
-    judged = {c.label: c.reason or "yes" for c in criteria}
-    table = shares.assign(n=made[made["kind"] == "right"].groupby("charged_to").size(), judged=shares.index.map(judged))
+    asking = {criterion.label: criterion for criterion in criteria if criterion.at_least}
+    judged = {label: criterion.reason or "yes" for label, criterion in asking.items()}
+    seen = {label: difference(made, label, asking[label].score) for label in shares.index}
+    table = shares.assign(n=made[made["kind"] == "right"].groupby("charged_to").size(), seen=pd.Series(seen),
+                          judged=shares.index.map(judged))
     sure = table[table["judged"] == "yes"]
     overall = sure[kinds].mean().to_frame("mean of judged").T.assign(n=sure["n"].sum(), judged="")
-    return pd.concat([table, overall])[["n", *kinds, "judged"]]
+    return pd.concat([table, overall])[["n", *kinds, "seen", "judged"]]
 
 
 def main() -> None:

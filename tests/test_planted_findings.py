@@ -64,6 +64,7 @@ def test_shares_by_class_and_kind():
     assert table.loc["b", list(KINDS)].tolist() == [1, 1, 1, 1]
     assert table["judged"].tolist() == ["yes", "not judged", ""]
     assert table["n"].tolist() == [2, 1, 2]
+    assert table["seen"].tolist()[:2] == [pytest.approx(1 / np.sqrt(0.5)), 0]  # a: 1, 1 against 1, -1; b: 1 against 1
     assert table.loc["mean of judged", "missing"] == 0.5
 
 
