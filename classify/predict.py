@@ -8,6 +8,12 @@ A run of arm ``fold`` predicts the train and validation images that it has left 
 Not promised: bit-equal logits at another batch size; they agree to about 1e-5.
 
     accelerate launch classify/predict.py --config C --arm real --arm-seed 0
+
+A folder of one's own images, with an exported classifier (``classify.export``) or a training run's folder, is a command
+of its own (see its ``--help``). It writes predictions.parquet and .csv, one row a file: probabilities, calibrated where
+the weights have a temperature; decisions by the thresholds of validation; and what could not be read, with its reason.
+
+    python -m classify.predict --images FOLDER --weights EXPORT_OR_RUN/train/ARM/seed_0 --out DIR
 """
 
 import logging
@@ -28,6 +34,7 @@ from classify.ensembling.distorted import copy_of
 from classify.ensembling.folds import FOLD, fold_images
 from classify.ensembling.members import split_name
 from classify.ensembling.models import TABLE, model_folder
+from classify.exporting.own_predictions import predict_own
 from classify.learning.features import load_features, logits_of_features
 from classify.learning.models import WEIGHTS, load_card, load_classifier, predict_logits
 from classify.train import train_folder
@@ -164,7 +171,10 @@ def predict(run: Run, config: PredictConfig, *, arm: str, seed: int) -> None:
 
 
 def main() -> None:
-    """One arm, one seed."""
+    """One arm, one seed; or a folder of images."""
+    if any(word.partition("=")[0] == "--images" for word in sys.argv[1:]):
+        predict_own(sys.argv[1:], doc=__doc__)
+        return
     options = parse("predict", PredictConfig, doc=__doc__, extra={"arm": (str, ...), "arm-seed": (int, ...)})
     run, name, seed = options.run, options.extra["arm"], options.extra["arm-seed"]
     arm, _ = split_name(run, name, seed)
