@@ -6,7 +6,8 @@ otherwise later is refused. Complete stages are not started again, unfinished on
 the experiment with its own one-line error and exit code. What a stage prints is in ``RUN/logs``.
 
 Not promised: that the time left is right. It is the mean time of this run's stages of the same kind or, for a kind that
-has not run yet, what the configuration expects of it at the pace of this machine.
+has not run yet, what the configuration expects of it at the pace of this machine. ``--dry-run`` shows the stages, and
+what they will cost (``experiment_costs``), also before the images are there.
 
 ::
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment_config import FURTHER, SCHEMAS, Experiment, fix_endpoint, read_experiment
+from experiment_costs import Job, check_disk, print_costs
 from experiment_processes import run_forked, run_interruptible, run_launched, sole_owner
 
 from cohort.errors import TailfillError
@@ -133,6 +135,33 @@ def print_steps(experiment: Experiment, steps: list[Step]) -> None:
         sys.stdout.write(f"[{number}/{len(steps)}] {state:5}  {command}\n")
 
 
+def as_jobs(experiment: Experiment, steps: list[Step]) -> list[Job]:
+    """The steps as what their costs follow from."""
+    return [Job(kind=step.kind, stage=step.stage, folder=step.folder, arm=step.arm, done=is_done(step, experiment))
+            for step in steps]
+
+
+def show_plan(experiment: Experiment, steps: list[Step], missing: list[str]) -> None:
+    """``--dry-run``: stages, costs, what is not there yet; raises ``TailfillError`` when the disk lacks the space."""
+    print_steps(experiment, steps)
+    jobs = as_jobs(experiment, steps)
+    sys.stdout.write("\n" + print_costs(jobs, experiment.config, processes=experiment.processes))
+    for line in missing:
+        sys.stdout.write(f"not there yet: {line}\n")
+    check_disk(jobs, experiment.config, processes=experiment.processes)
+
+
+def find_missing(config: Mapping[str, Any]) -> list[str]:
+    """What the run needs of the user and does not find, one line each."""
+    lines = []
+    for section in ("prepare", *FURTHER):
+        root = config.get(section, {}).get("root")
+        if root is not None and not Path(root).is_dir():
+            lines.append(f"{section}.root: {root} is no folder; wanted: a copy of the dataset in its own layout, or "
+                         "toy images from: python scripts/make_debug_data.py data/debug")
+    return lines
+
+
 def run_all(experiment: Experiment, steps: list[Step]) -> None:
     """Run what is not done, one line before and one after each stage."""
     logs = experiment.folder / "logs"
@@ -155,14 +184,12 @@ def main() -> None:
     """Check everything, fix what is to be compared, run what is missing."""
     experiment = read_experiment(sys.argv[1:], doc=__doc__)
     steps = list(list_steps(experiment.config))
-    for section in ("prepare", *FURTHER):
-        root = experiment.config.get(section, {}).get("root")
-        if root is not None and not Path(root).is_dir():
-            raise TailfillError(f"{section}.root: {root} is no folder; wanted: a copy of the dataset in its own "
-                                "layout, or toy images from: python scripts/make_debug_data.py data/debug")
+    missing = find_missing(experiment.config)
     if experiment.dry_run:
-        print_steps(experiment, steps)
+        show_plan(experiment, steps, missing)
         return
+    if missing:
+        raise TailfillError(missing[0])
     with sole_owner(experiment.folder):
         fix_endpoint(experiment)
         run_all(experiment, steps)

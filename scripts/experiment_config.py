@@ -14,6 +14,7 @@ from typing import Any
 
 import jsonargparse
 import yaml
+from experiment_costs import PER_IMAGE, RATED
 
 from classify.arm import check_arm, check_phases
 from classify.arms.rivals import ARMS
@@ -71,7 +72,8 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
     parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")
     parser.add_argument("--processes", type=int, default=1, help="processes of the stages that share work, 1 or more")
-    parser.add_argument("--dry-run", action="store_true", help="print the stages and where they stand, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the stages, where they stand and what they "
+                        "cost, and do nothing")
     parser.add_class_arguments(Run)
     for name, schema in schemas.items():
         parser.add_class_arguments(schema, name)
@@ -152,10 +154,10 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
     for section, given in (("finetune", pipeline), ("generate", built["generate"].pipeline)):
         if given is not None and not Path(given).is_dir() and (Path(given).is_absolute() or given.count("/") != 1):
             raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")
-    kinds = [stage.name for stage in STAGES]
+    kinds = [stage.name for stage in STAGES] + [kind + PER_IMAGE for kind in RATED]
     for name in built["expected_seconds"]:
         if name not in kinds:
-            raise TailfillError(f"expected_seconds.{name}: is no stage{nearest(name, kinds)}")
+            raise TailfillError(f"expected_seconds.{name}: is no stage, nor one with {PER_IMAGE}{nearest(name, kinds)}")
     if start in built["filter"].critic_seeds:
         raise TailfillError(f"filter.critic_seeds holds {start}, the start that all arms share (train.init_seed); "
                             "wanted: another seed, for a filter of its own")
