@@ -153,7 +153,7 @@ def print_costs(jobs: Sequence[Job], config: Mapping[str, Any], *, processes: in
     rows = cost_rows(jobs, config, counts, processes=processes)
     lines = [f"images: train {say(counts.train)}, validation {say(counts.val)}, test {say(counts.test)} "
              f"({counts.source}); to make {say(counts.planned)} ({counts.planned_source})",
-             f"hours are those of {processes} process(es) together; 'device' is a GPU where there is one, else the CPU",
+             f"of what is to do: hours of {processes} process(es) together; 'device' is a GPU where there is one, else the CPU",
              f"{'stage':12} {'done':>9} {'on':>7} {'hours':>9} {'disk GiB':>9}"]
     for row in rows:
         hours = "unknown" if row.hours is None else f"{row.hours:.2f}"

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cohort.labels import CXR_LT_2024
 from cohort.pipeline import read_stamp
-from cohort.tables import Cohort, load_cohort
+from cohort.tables import SPLITS, Cohort, load_cohort
 from prompts.scarcity import find_scarce, set_targets, train_counts
 
 CXR_LT_2024_TAIL = {
@@ -65,8 +65,9 @@ def count_images(config: Mapping[str, Any]) -> Counts:
     plan = (read_stamp(Path(config["run"]) / "plan") or {}).get("counts", {}).get("planned")
     if read_stamp(folder):
         cohort = load_cohort(folder)
-        sizes = {split: int((cohort.frame["split"] == split).sum()) for split in ("train", "val", "test")}
-        found = Counts(**sizes, labels=len(cohort.labels), source="the prepared cohort", **_ask(config, cohort))
+        train, val, test = (int((cohort.frame["split"] == split).sum()) for split in SPLITS)
+        found = Counts(train=train, val=val, test=test, labels=len(cohort.labels), source="the prepared cohort",
+                       **_ask(config, cohort))
     else:
         found = _published(config)
     return found if plan is None else Counts(**{**vars(found), "planned": plan, "planned_source": "the plan"})
