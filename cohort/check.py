@@ -31,15 +31,17 @@ import yaml
 from cohort.checking.found import CHECKS, LEAK, SCHEMA, SEVERITIES, Found, as_table
 from cohort.checking.images import LEAST_NCC, check_files, check_pairs
 from cohort.checking.labels import check_labels, check_patients, check_plan, check_texts, read_reports, unseen_of
-from cohort.checking.reading import Readings, read_images
+from cohort.checking.reading import Readings, hash_listing, read_images
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import read_stamp
-from cohort.stage import Stage, require, write_atomically
+from cohort.stage import PARTIAL, Stage, require, write_atomically
 from cohort.tables import Cohort, load_cohort, read_table, write_table
 
 log = logging.getLogger(__name__)
 
-TABLE, IMAGES, TEXT, BLOCKS = "checks.parquet", "images.parquet", "checks.txt", "readings"
+TABLE, IMAGES, TEXT = "checks.parquet", "images.parquet", "checks.txt"
+BLOCKS = f"readings{PARTIAL}"
+"""What was read, for a run that is killed; counts as half a file, and is gone when the check is complete."""
 FURTHER = ("oracle", "external")
 LISTED = 5
 """Findings of a check that the text lists before it only counts them."""
@@ -128,11 +130,21 @@ def image_table(frame: pd.DataFrame, readings: Readings) -> pd.DataFrame:
         name: pd.array([text or None for text in values.tolist()], dtype="str") for name, values in texts.items()})
 
 
-def describe(table: pd.DataFrame, cohorts: dict[str, Cohort], *, images: bool) -> str:
-    """``checks.txt``: what was looked at, then each check with its first findings."""
+def require_some(frame: pd.DataFrame, readings: Readings, folder: Path) -> int:
+    """How many images can be compared; raises ``TailfillError`` for none, which would pass for a clean cohort."""
+    compared = int(readings.usable.sum())
+    if not compared:
+        why = readings.errors[0] or "it is blank"
+        raise TailfillError(f"{folder}: none of its {len(frame):,} images can be compared; the first, "
+                            f"'{frame['path'].iloc[0]}': {why}; --no-images checks the tables alone")
+    return compared
+
+
+def describe(table: pd.DataFrame, cohorts: dict[str, Cohort], compared: int) -> str:
+    """``checks.txt``: what was looked at, then each check with its first findings; ``compared``: images, 0 for none."""
     sizes = ", ".join(f"{role} {len(cohort.frame):,} images of {cohort.frame['patient_id'].nunique():,} patients"
                       for role, cohort in cohorts.items())
-    lines = [f"{sizes}{'' if images else '; images were not read'}"]
+    lines = [f"{sizes}; {f'{compared:,} of them compared' if compared else 'images were not read'}"]
     for check, meaning in CHECKS.items():
         part = table[table["check"] == check]
         if part.empty:
@@ -148,25 +160,27 @@ def describe(table: pd.DataFrame, cohorts: dict[str, Cohort], *, images: bool) -
 
 def check(subject: Subject, config: CheckConfig) -> int:
     """Check, write and print, unless that is done; the number of leaks."""
+    cohorts = {role: load_cohort(folder) for role, folder in subject.folders.items()}
+    frame, paths = gather(cohorts)
     stage = Stage("check", subject.out, inputs=subject.inputs(), config={
-        "unseen": list(config.unseen), "images": config.images, "least_ncc": config.least_ncc})
+        "unseen": list(config.unseen), "least_ncc": config.least_ncc,
+        "images": hash_listing(paths) if config.images else None})
     if not stage.is_complete():
-        cohorts = {role: load_cohort(folder) for role, folder in subject.folders.items()}
-        found = check_tables(subject, cohorts, config)
+        found, compared = check_tables(subject, cohorts, config), 0
         stage.begin()
         outputs = [TABLE, TEXT]
         if config.images:
-            frame, paths = gather(cohorts)
             readings = read_images(paths, threads=config.threads, blocks=subject.out / BLOCKS)
+            compared = require_some(frame, readings, subject.folders["cohort"])
             found += check_files(frame, readings) + check_pairs(frame, readings, least=config.least_ncc)
             write_table(image_table(frame, readings), subject.out / IMAGES)
             outputs.append(IMAGES)
         table = as_table(found)
         write_table(table, subject.out / TABLE, SCHEMA)
-        write_atomically(subject.out / TEXT, describe(table, cohorts, images=config.images).encode())
+        write_atomically(subject.out / TEXT, describe(table, cohorts, compared).encode())
         counts = {severity: int((table["severity"] == severity).sum()) for severity in SEVERITIES}
         stage.finish(outputs=outputs, counts={"found": len(table), **counts})
-        shutil.rmtree(subject.out / BLOCKS, ignore_errors=True)  # what a kill would have left has served
+        shutil.rmtree(subject.out / BLOCKS, ignore_errors=True)
     sys.stdout.write((subject.out / TEXT).read_text(encoding="utf-8"))
     return int((read_table(subject.out / TABLE, SCHEMA)["severity"] == LEAK).sum())
 

@@ -102,12 +102,15 @@ def interval(k: int, n: int) -> str:
 
 
 def plant(paths: Sequence[Path], sources: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Readings of the copies of every kind, int8 (kinds, n, s, s), and whether their pixels are the source's."""
-    images = [open_grey(paths[source]).convert("L") for source in sources]
-    copies = [[make(image, rng) for image in images] for make in PLANTINGS.values()]
-    equal = [[hash_pixels(copy) == hash_pixels(image) for copy, image in zip(row, images, strict=True)]
-             for row in copies]
-    return np.stack([np.stack([detail_of(copy) for copy in row]) for row in copies]), np.array(equal)
+    """Copies of each kind's own sources, int (kinds, n), kind by kind: readings, and whether the pixels are equal."""
+    details, equal = [], []
+    for make, rows in zip(PLANTINGS.values(), sources, strict=True):
+        for row in rows:
+            image = open_grey(paths[row]).convert("L")
+            copy = make(image, rng)
+            details.append(detail_of(copy))
+            equal.append(hash_pixels(copy) == hash_pixels(image))
+    return np.stack(details), np.array(equal)
 
 
 def measure(cohort_folder: Path, *, copies: int, threads: int, seed: int, blocks: Path, pairs: Path | None) -> str:
@@ -116,8 +119,9 @@ def measure(cohort_folder: Path, *, copies: int, threads: int, seed: int, blocks
     paths = cohort.image_paths(cohort.frame)
     readings = read_images(paths, threads=threads, blocks=blocks)
     usable = np.flatnonzero(readings.usable)
-    if not 0 < copies <= len(usable):
-        raise TailfillError(f"--copies is {copies}; wanted: 1 to {len(usable)}, the images that can be read")
+    most = len(usable) // len(PLANTINGS)
+    if not 0 < copies <= most:
+        raise TailfillError(f"--copies is {copies}; wanted: 1 to {most}, for each copy has an image of its own")
     patients = np.unique(cohort.frame["patient_id"].to_numpy(dtype=str), return_inverse=True)[1]
     lines, seconds = [], []
     for share in SHARES:
@@ -126,23 +130,21 @@ def measure(cohort_folder: Path, *, copies: int, threads: int, seed: int, blocks
         own = find_near(readings.details[rows], usable=np.ones(len(rows), bool), groups=patients[rows],
                         least=min(THRESHOLDS))
         seconds.append(f"{time.process_time() - started:.0f} s of {len(rows):,} images")
-    sources = rng.choice(usable, copies, replace=False)
-    made, equal = plant(paths, sources, rng)
-    best = np.zeros((len(PLANTINGS), copies))
-    for at, details in enumerate(made):
-        n = len(usable)
-        everything = np.concatenate([readings.details[usable], details])
-        groups = np.concatenate([patients[usable], patients.max() + 1 + np.arange(copies)])
-        place = {int(source): place for place, source in enumerate(np.searchsorted(usable, sources))}
-        found = find_near(everything, usable=np.ones(len(everything), bool), groups=groups, least=min(THRESHOLDS))
-        for a, b, ncc in zip(found.first.tolist(), found.second.tolist(), found.ncc.tolist(), strict=True):
-            old, new = min(a, b), max(a, b)
-            if new >= n and place.get(old) == new - n:
-                best[at, new - n] = max(best[at, new - n], ncc)
+    sources = rng.choice(usable, len(PLANTINGS) * copies, replace=False)
+    made, equal = plant(paths, sources.reshape(len(PLANTINGS), copies), rng)
+    n = len(usable)
+    everything = np.concatenate([readings.details[usable], made])
+    found = find_near(everything, usable=np.ones(len(everything), bool), least=min(THRESHOLDS),
+                      groups=np.concatenate([patients[usable], patients.max() + 1 + np.arange(len(made))]))
+    copied, best = np.searchsorted(usable, sources), np.zeros(len(made))
+    for a, b, ncc in zip(found.first.tolist(), found.second.tolist(), found.ncc.tolist(), strict=True):
+        old, new = min(a, b), max(a, b) - n
+        if new >= 0 and old == copied[new]:
+            best[new] = max(best[new], ncc)
     best[equal] = 1.0
     lines.append("| kind | " + " | ".join(f"NCC {least}" for least in THRESHOLDS) + " |")
     lines.append("| :--- |" + " ---: |" * len(THRESHOLDS))
-    for kind, values in zip(PLANTINGS, best, strict=True):
+    for kind, values in zip(PLANTINGS, best.reshape(len(PLANTINGS), copies), strict=True):
         lines.append(f"| {kind} | " + " | ".join(interval(int((values >= least).sum()), copies)
                                                  for least in THRESHOLDS) + " |")
     alarms = [len(set(own.first[own.ncc >= least].tolist()) | set(own.second[own.ncc >= least].tolist()))

@@ -121,6 +121,8 @@ def metric_table(scored: dict[str, Scored], cohort: Cohort, decisions: Decisions
             elif patients < MIN_POSITIVE_PATIENTS:
                 row["reason"] = f"no interval: {patients} positive patients, fewer than {MIN_POSITIVE_PATIENTS}"
             else:
-                row["ci_low"], row["ci_high"] = np.nanquantile(drawn[m], [0.025, 0.975])
+                low, high = np.nanquantile(drawn[m], [0.025, 0.975])
+                row |= {"ci_low": low, "ci_high": high} if low < high else {
+                    "reason": "no interval: it is the same in every resample"}
             rows.append(row)
     return pd.DataFrame(rows).astype({"reason": "str"})

@@ -23,6 +23,9 @@ USE_IT = """\
 
 A probability is `sigmoid(logit / temperature)`; a finding is called present where the logit reaches its threshold. Both
 were chosen on the validation split: the temperature by cross-entropy, one for all labels; each threshold by F1."""
+HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
+                "cc-by-nc-sa-4.0", "openrail", "gpl-3.0")
+"""Licences that hubs know by these names."""
 SHOWN = ("AP", "AUROC", "F1")
 """Metrics of a class in the card's table; all five stand in metrics.parquet."""
 
@@ -44,7 +47,9 @@ def write_card(
 
 def header(licence: str) -> str:
     """The YAML that hubs read; a licence that is none of theirs is ``other`` with its name."""
-    lines = ["---", "license: other", f"license_name: {json.dumps(licence)}", "library_name: timm",
+    known = licence.lower() in HUB_LICENCES
+    named = [f"license: {licence.lower()}"] if known else ["license: other", f"license_name: {json.dumps(licence)}"]
+    lines = ["---", *named, "library_name: timm",
              "pipeline_tag: image-classification", "tags:", "- chest-x-ray", "- multi-label", "- long-tail", "---"]
     return "\n".join(lines)
 

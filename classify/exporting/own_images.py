@@ -30,7 +30,6 @@ from cohort.errors import TailfillError
 from cohort.pixels import FILTER, open_grey
 from cohort.preparing.people import parse_view
 from cohort.sources.image_folder import PICTURES
-from cohort.stage import hash_bytes
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +64,6 @@ def find_images(folder: Path) -> tuple[list[Path], int]:
 
 def _is_hidden(path: Path, above: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(above).parts)
-
-
-def listing_hash(images: Sequence[Path]) -> str:
-    """A hash of paths, sizes and times of change: what tells that a folder is no longer the same."""
-    lines = [f"{path.absolute()}\t{(found := path.stat()).st_size}\t{found.st_mtime_ns}\n" for path in images]
-    return hash_bytes("".join(lines).encode())
 
 
 def read_picture(path: Path, bundle: Bundle) -> Picture:

@@ -3,6 +3,7 @@
 import argparse
 import io
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,9 @@ from torch import nn
 
 from classify.exporting.bundle import CONFIG, MODEL, Bundle, load_bundle
 from classify.exporting.measured import trained_bundle
-from classify.exporting.own_images import find_images, listing_hash, predict_images
+from classify.exporting.own_images import find_images, predict_images
 from classify.learning.models import CARD, WEIGHTS, load_classifier
+from cohort.checking.reading import hash_listing
 from cohort.errors import TailfillError
 from cohort.pipeline import STAMP
 from cohort.stage import Stage, verify, write_atomically
@@ -70,10 +72,10 @@ def predict_own(argv: Sequence[str], *, doc: str | None) -> None:
     images, others = find_images(options.images)
     model, bundle, files = load_weights_folder(options.weights, weights=options.kind)
     stage = Stage("own images", options.out, inputs=files, config={
-        "images": str(options.images.resolve()), "listing": listing_hash(images),
+        "images": str(options.images.resolve()), "listing": hash_listing(images),
         "decisions": asdict(bundle.decisions)})
     if options.dry_run:
-        log.info("%s", stage.describe(images=len(images), other_files=others))
+        sys.stdout.write(stage.describe(images=len(images), other_files=others) + "\n")
         return
     if stage.is_complete():
         log.info("predict: complete, nothing to do")

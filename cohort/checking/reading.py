@@ -120,12 +120,17 @@ def _load(file: Path) -> dict[str, np.ndarray]:
 
 
 def _key(paths: Sequence[Path]) -> str:
-    """A hash of the paths, their sizes and times of change, and of how images are read."""
-    digest = hashlib.sha256(f"1 {SIDE} {BAND} {LOCAL} {NOISE} {STEPS}\n".encode())
+    """A hash of the files, and of how images are read."""
+    return hashlib.sha256(f"1 {SIDE} {BAND} {LOCAL} {NOISE} {STEPS} {hash_listing(paths)}".encode()).hexdigest()[:32]
+
+
+def hash_listing(paths: Sequence[Path]) -> str:
+    """A hash of paths, sizes and times of change, by which it is known that images are the same as before."""
+    digest = hashlib.sha256()
     for path in paths:
         try:
             status = path.stat()
             digest.update(f"{path.absolute()}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
         except OSError:
             digest.update(f"{path.absolute()}\tmissing\n".encode())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()

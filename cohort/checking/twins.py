@@ -15,7 +15,7 @@ Not promised: crops of more than 12 % of a side, rotations, images shifted with 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,14 +91,13 @@ def find_near(details: NDArray[np.int8], *, usable: NDArray[np.bool_], groups: N
     rows = np.flatnonzero(usable)
     if len(rows) < 2:
         return _twins([])
-    shown = details[rows]
-    centre, axes = components(shown)
-    tree_points = describe(coarse(shown), centre, axes)
-    tree = cKDTree(tree_points)
+    shown = details if len(rows) == len(details) else details[rows]
+    small = np.concatenate([coarse(shown[at:at + CHUNK]) for at in range(0, len(shown), CHUNK)])
+    gallery = Gallery(small=small, groups=groups[rows], **components(small))
     found: dict[tuple[int, int], tuple[float, bool]] = {}
     for start in tqdm(range(0, len(rows), CHUNK), desc=description, unit=f"{CHUNK} images", mininterval=1.0):
         part = np.arange(start, min(start + CHUNK, len(rows)))
-        for i, j, window, mirrored in finalists(candidates(shown, part, tree, centre, axes, groups[rows])):
+        for i, j, window, mirrored in finalists(candidates(shown, part, gallery)):
             image = shown[i][:, ::-1] if mirrored else shown[i]
             ncc = refine(image, shown[j], window, hopeless=least - GAP)
             pair = (int(rows[i]), int(rows[j]))
@@ -115,9 +114,30 @@ def _twins(pairs: list[tuple[int, int, float, bool]]) -> Twins:
                  ncc=np.array(ncc, dtype=np.float64), mirrored=np.array(mirrored, dtype=bool))
 
 
+class Gallery:
+    """Images to be searched, each at ``COARSE``: 1.1 kB an image beside its reading."""
+
+    def __init__(self, small: NDArray[np.float32], *, groups: NDArray[np.intp], centre: NDArray[np.float32],
+                 axes: NDArray[np.float32]) -> None:
+        """Take the images, float32 (n, COARSE, COARSE), their groups, int (n,), and what ``components`` gives."""
+        self.small, self.groups, self.centre, self.axes = small, groups, centre, axes
+        self.tree = cKDTree(self.describe(small))
+
+    def describe(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 (n, COARSE, COARSE) -> (n, k)."""
+        return np.asarray((_unit(seen) - self.centre) @ self.axes, dtype=np.float32)
+
+    def near(self, seen: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Positions in ``seen``, and of images within ``RADIUS`` of them, the ``NEIGHBOURS`` nearest ones."""
+        n = len(self.small)
+        _, found = self.tree.query(self.describe(seen), k=list(range(1, min(NEIGHBOURS, n) + 1)),
+                                   distance_upper_bound=RADIUS)
+        row, place = np.nonzero(found < n)
+        return row, found[row, place]
+
+
 def candidates(
-    shown: NDArray[np.int8], part: NDArray[np.intp], tree: cKDTree, centre: NDArray[np.float32],
-    axes: NDArray[np.float32], groups: NDArray[np.intp],
+    shown: NDArray[np.int8], part: NDArray[np.intp], gallery: Gallery
 ) -> dict[tuple[int, int], tuple[float, Window, bool]]:
     """Pairs (row of ``part``, other row) of different groups, with NCC at ``COARSE``, window and whether mirrored."""
     best: dict[tuple[int, int], tuple[float, Window, bool]] = {}
@@ -125,13 +145,10 @@ def candidates(
     for window, mirrored in views:
         images = shown[part][:, :, ::-1] if mirrored else shown[part]
         seen = coarse(images, window)
-        _, near = tree.query(describe(seen, centre, axes), k=min(NEIGHBOURS, len(shown)),
-                             distance_upper_bound=RADIUS)
-        row, place = np.nonzero(near < len(shown))
-        i, j = part[row], near[row, place]
-        other = groups[i] != groups[j]
-        i, j, row = i[other], j[other], row[other]
-        scores = _ncc(seen[row], coarse(shown[j])) if len(i) else np.zeros(0)
+        row, j = gallery.near(seen)
+        other = gallery.groups[part[row]] != gallery.groups[j]
+        i, j, row = part[row][other], j[other], row[other]
+        scores = _ncc(seen[row], gallery.small[j])
         for a, b, score in zip(i.tolist(), j.tolist(), scores.tolist(), strict=True):
             if score > best.get((a, b), (-2.0,))[0]:
                 best[a, b] = (score, window, mirrored)
@@ -151,22 +168,15 @@ def finalists(
             yield i, j, window, mirrored
 
 
-def components(details: NDArray[np.int8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean, (256,), and axes, (256, k), of the readings at ``COARSE``; projected on an axis they have variance 1."""
-    chosen = np.unique(np.linspace(0, len(details) - 1, min(SAMPLE, len(details))).astype(int))
-    flat = _unit(coarse(details[chosen]))
+def components(small: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """``centre``, (256,), and ``axes``, (256, k), of images at ``COARSE``, on each of which they have variance 1."""
+    chosen = np.unique(np.linspace(0, len(small) - 1, min(SAMPLE, len(small))).astype(int))
+    flat = _unit(small[chosen])
     centre = flat.mean(axis=0)
     _, spread, axes = np.linalg.svd(flat - centre, full_matrices=False)
     k = min(COMPONENTS, len(spread))
     scale = np.maximum(spread[:k] / np.sqrt(len(flat)), 1e-6)
-    return centre, np.asarray(axes[:k].T / scale, dtype=np.float32)
-
-
-def describe(
-    seen: NDArray[np.float32], centre: NDArray[np.float32], axes: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """float32 (n, COARSE, COARSE) -> (n, k)."""
-    return np.asarray((_unit(seen) - centre) @ axes, dtype=np.float32)
+    return {"centre": centre, "axes": np.asarray(axes[:k].T / scale, dtype=np.float32)}
 
 
 def coarse(details: NDArray[np.int8], window: Window = (0.0, 1.0, 0.0, 1.0)) -> NDArray[np.float32]:
@@ -176,6 +186,7 @@ def coarse(details: NDArray[np.int8], window: Window = (0.0, 1.0, 0.0, 1.0)) -> 
     return np.asarray(down @ (details.astype(np.float32) / np.float32(STEPS)) @ across.T, dtype=np.float32)
 
 
+@lru_cache(maxsize=4096)
 def areas(start: float, length: float, n: int) -> NDArray[np.float32]:
     """Means over n equal pieces of [start, start + length] of ``SIDE`` pixels that span [0, 1]: float32 (n, SIDE).
 
@@ -200,12 +211,12 @@ def refine(image: NDArray[np.int8], other: NDArray[np.int8], window: Window, *, 
 
     Finer steps are not tried where the coarser ones have not come above ``hopeless``.
     """
-    target, source = other.astype(np.float32)[None], image.astype(np.float32)
+    target, source = _unit(other.astype(np.float32)[None])[0], image.astype(np.float32)
 
     def score(where: Window) -> float:
         left, width, top, height = where
         shown = areas(top, height, SIDE) @ source @ areas(left, width, SIDE).T
-        return float(_ncc(shown[None], target)[0])
+        return float(_unit(shown[None])[0] @ target) / target.size
 
     best, value = window, score(window)
     for step in MOVES:
@@ -215,7 +226,7 @@ def refine(image: NDArray[np.int8], other: NDArray[np.int8], window: Window, *, 
             for axis in (0, 2):
                 for edge, size in ((step, -step), (-step, step), (0.0, step), (0.0, -step)):
                     moved = list(best)
-                    moved[axis], moved[axis + 1] = moved[axis] + edge, moved[axis + 1] + size
+                    moved[axis], moved[axis + 1] = round(moved[axis] + edge, 6), round(moved[axis + 1] + size, 6)
                     if moved[axis] < -step or moved[axis] + moved[axis + 1] > 1 + step or moved[axis + 1] < 0.8:
                         continue
                     found = score((moved[0], moved[1], moved[2], moved[3]))
@@ -226,7 +237,7 @@ def refine(image: NDArray[np.int8], other: NDArray[np.int8], window: Window, *, 
 
 def _unit(seen: NDArray[np.floating]) -> NDArray[np.float32]:
     """(n, s, s) -> (n, s * s), each of mean 0 and variance 1."""
-    flat = seen.reshape(len(seen), -1)
+    flat = seen.reshape(len(seen), int(np.prod(seen.shape[1:])))
     flat = flat - flat.mean(axis=1, keepdims=True)
     return np.asarray(flat / np.maximum(flat.std(axis=1, keepdims=True), 1e-6), dtype=np.float32)
 

@@ -92,7 +92,7 @@ def test_a_clean_cohort_has_no_finding(tmp_path, invoke):
     table, done = found(invoke, World(tmp_path).write(), code=0)
     assert table.empty
     assert "no leak found" in done.stdout
-    assert not (tmp_path / "check" / "readings").exists()
+    assert not (tmp_path / "check" / "readings.partial").exists()
     _, again = found(invoke, tmp_path, code=0)
     assert again.stdout == done.stdout
 
@@ -229,6 +229,19 @@ def test_bad_input_is_refused(tmp_path, invoke):
         done = invoke("cohort.check", *argv)
         assert (done.code, words in done.stderr) == (2, True), (argv, done.stderr)
     assert not (tmp_path / "check").exists()
+
+
+def test_images_that_are_gone_are_no_clean_cohort(tmp_path, invoke):
+    folder = World(tmp_path).write()
+    (tmp_path / "pixels").rename(tmp_path / "moved")
+    done = invoke("cohort.check", "--run", folder)
+    assert (done.code, "none of its 60 images can be compared" in done.stderr) == (2, True)
+    assert not (tmp_path / "check" / "checks.parquet").exists()
+    (tmp_path / "moved").rename(tmp_path / "pixels")
+    assert invoke("cohort.check", "--run", folder).code == 0
+    (tmp_path / "pixels" / "i3.png").write_bytes((tmp_path / "pixels" / "i59.png").read_bytes())
+    done = invoke("cohort.check", "--run", folder)
+    assert (done.code, "was made from other settings: images" in done.stderr) == (2, True)
 
 
 def test_what_was_read_is_read_once(tmp_path):
