@@ -58,6 +58,8 @@ class Row:
     bytes: int
     """On disk, of what is known, for those to do."""
     sources: tuple[str, ...]
+    unsized: bool = False
+    """Whether something of unknown size is left out of ``bytes``."""
 
 
 def settings_of(job: Job, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,16 +124,22 @@ def cost_rows(jobs: Sequence[Job], config: Mapping[str, Any], counts: Counts, *,
         known = [hours for hours, _ in found if hours is not None]
         items = [item for job in left for item in list_items(job.kind, settings_of(job, config), config, counts)]
         rows.append(Row(kind=kind, n=len(of_kind), n_done=len(of_kind) - len(left), bytes=size_of(items),
-                        hours=sum(known) if len(known) == len(found) else None,
+                        hours=sum(known) if len(known) == len(found) else None, unsized=has_unknown(items),
                         sources=(*words_of_hours(found), *words_of_items(items))))
     shared = shared_items(config, counts) if any(not job.done for job in jobs) else []
-    rows.append(Row(kind="(cache)", n=0, n_done=0, hours=0.0, bytes=size_of(shared), sources=words_of_items(shared)))
+    rows.append(Row(kind="(cache)", n=0, n_done=0, hours=0.0, bytes=size_of(shared), sources=words_of_items(shared),
+                    unsized=has_unknown(shared)))
     return rows
 
 
 def size_of(items: Sequence[Item]) -> int:
     """Bytes of the items whose size is known."""
     return sum(item.bytes for item in items if item.bytes is not None)
+
+
+def has_unknown(items: Sequence[Item]) -> bool:
+    """Whether the size of one of them is not known."""
+    return any(item.bytes is None for item in items)
 
 
 def words_of_hours(found: Sequence[tuple[float | None, str]]) -> tuple[str, ...]:
@@ -153,7 +161,7 @@ def print_costs(jobs: Sequence[Job], config: Mapping[str, Any], *, processes: in
     rows = cost_rows(jobs, config, counts, processes=processes)
     lines = [f"images: train {say(counts.train)}, validation {say(counts.val)}, test {say(counts.test)} "
              f"({counts.source}); to make {say(counts.planned)} ({counts.planned_source})",
-             f"of what is to do: hours of {processes} process(es) together; 'device' is a GPU where there is one, else the CPU",
+             f"what is to do; hours of {processes} process(es) together; device: a GPU where there is one, else CPU",
              f"{'stage':12} {'done':>9} {'on':>7} {'hours':>9} {'disk GiB':>9}"]
     for row in rows:
         hours = "unknown" if row.hours is None else f"{row.hours:.2f}"
@@ -164,7 +172,9 @@ def print_costs(jobs: Sequence[Job], config: Mapping[str, Any], *, processes: in
     device = sum(row.hours or 0.0 for row in rows if row.kind in ON_DEVICE)
     cpu = sum(row.hours or 0.0 for row in rows if row.kind not in ON_DEVICE)
     unknown = [row.kind for row in rows if row.hours is None]
+    unsized = [row.kind for row in rows if row.unsized]
     left_out = f"; hours of {', '.join(unknown)} are unknown and not in it" if unknown else ""
+    left_out += f"; some sizes of {', '.join(unsized)} are unknown and not in it" if unsized else ""
     lines.append(f"total: {device:.1f} device hours and {cpu:.1f} CPU hours, "
                  f"{sum(row.bytes for row in rows) / GIB:.1f} GiB of disk{left_out}")
     return "\n".join(lines) + "\n"

@@ -4,7 +4,7 @@ From the prepared cohort and the plan where they are complete; else from what th
 has published. What neither says is None, and stays unknown in every number that follows from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cohort.labels import CXR_LT_2024
+from cohort.phantom.settings import PhantomConfig
 from cohort.pipeline import read_stamp
 from cohort.tables import SPLITS, Cohort, load_cohort
 from prompts.scarcity import find_scarce, set_targets, train_counts
@@ -89,17 +90,27 @@ def _planned(config: Mapping[str, Any], counts: pd.DataFrame, scarce: list[str],
             "planned_source": f"at most, by {source}: {positives:,} positives and their negatives"}
 
 
+def phantom_labels(findings: str | Sequence[str]) -> tuple[str, ...]:
+    """The labels of a phantom with these ``findings``, as a resolved configuration has them."""
+    chosen: Any = findings if isinstance(findings, str) else tuple(findings)
+    return PhantomConfig(findings=chosen).labels
+
+
 def _published(config: Mapping[str, Any]) -> Counts:
     """What is known of a cohort that is not prepared."""
-    section = config.get("prepare", {})
+    section, plan = config.get("prepare", {}), config["plan"]
+    total = {} if plan["total"] is None else {
+        "planned": round(plan["total"] * (1 + plan["negatives_per_positive"])),
+        "planned_source": "at most: plan.total and the negatives"}
     if section.get("source") == "phantom":
         phantom, n = section["phantom"], section["phantom"]["images"]
         val, test = round(n * phantom["val_share"]), round(n * phantom["test_share"])
-        return Counts(train=n - val - test, val=val, test=test, source="prepare.phantom")
+        return Counts(train=n - val - test, val=val, test=test, source="prepare.phantom", **total,
+                      labels=len(phantom_labels(phantom["findings"])))
     if (section.get("source"), section.get("year"), section.get("task")) == ("cxr-lt", 2024, 1):
         positives = pd.DataFrame({"n_real": CXR_LT_2024_TAIL})
         asked = _planned(config, positives, list(CXR_LT_2024_TAIL), "arXiv 2506.07984's counts") if set(
             config["plan"]["scarce"]) == {"tail"} and not config["plan"]["per_class"] else {}
         return Counts(train=258_871, val=39_293, test=78_946, labels=len(CXR_LT_2024.labels),
-                      source="arXiv 2506.07984", **asked)
-    return Counts()
+                      source="arXiv 2506.07984", **(total or asked))
+    return Counts(**total)

@@ -71,8 +71,8 @@ def pipeline_parameters(pipeline: str | None) -> int | None:
 
 def list_items(kind: str, train: Mapping[str, Any], config: Mapping[str, Any], counts: Counts) -> Iterator[Item]:
     """What one stage of a kind writes in its folder; ``train``: the settings of its model, where it has one."""
-    if kind == "prepare":
-        yield from _prepared(config, counts)
+    if kind in ("prepare", "oracle", "external"):
+        yield from _prepared(kind, config, counts)
     elif kind == "finetune":
         yield from _finetuned(config, counts)
     elif kind == "generate":
@@ -90,12 +90,23 @@ def list_items(kind: str, train: Mapping[str, Any], config: Mapping[str, Any], c
             "validation and test, raw and averaged weights" if rows and width else counts.source))
 
 
-def _prepared(config: Mapping[str, Any], counts: Counts) -> Iterator[Item]:
-    yield Item(what="table", bytes=times(counts.all, COHORT_BYTES_PER_ROW), source=(
-        f"{COHORT_BYTES_PER_ROW} bytes a row" if counts.all else counts.source))
-    if config["prepare"].get("source") == "phantom":
-        size = config["prepare"]["phantom"]["size"]
-        yield Item(what="images", bytes=times(counts.all, size, size, PNG_BYTES_PER_PIXEL),
+def images_of(role: str, config: Mapping[str, Any], counts: Counts) -> int | None:
+    """Images of the cohort itself, or of a further one, which is known where it is a phantom."""
+    if role == "prepare":
+        return counts.all
+    section = config.get(role)
+    if section is None:
+        return 0
+    return int(section["phantom"]["images"]) if section["source"] == "phantom" else None
+
+
+def _prepared(role: str, config: Mapping[str, Any], counts: Counts) -> Iterator[Item]:
+    n = images_of(role, config, counts)
+    yield Item(what="table", bytes=times(n, COHORT_BYTES_PER_ROW), source=(
+        f"{COHORT_BYTES_PER_ROW} bytes a row" if n else counts.source))
+    if config[role].get("source") == "phantom":
+        size = config[role]["phantom"]["size"]
+        yield Item(what="images", bytes=times(n, size, size, PNG_BYTES_PER_PIXEL),
                    source=f"PNGs of {size} px, {PNG_BYTES_PER_PIXEL} bytes a pixel")
 
 
@@ -131,7 +142,7 @@ def shared_items(config: Mapping[str, Any], counts: Counts) -> list[Item]:
     """What several stages share in the run's ``cache``: decoded images, and what the filter has read of them."""
     base = config["train"]["image_size"]
     sizes = sorted({base, *(keys.get("image_size", base) for keys in config["members"].values())})
-    images = add(counts.all, counts.planned)
+    images = add(counts.all, counts.planned, *(images_of(role, config, counts) for role in ("oracle", "external")))
     items = [Item(what=f"decoded images at {size} px", bytes=times(images, size, size),
                   source="all real and made ones, a byte a pixel" if images else "number of images") for size in sizes]
     size, real = image_px(config), add(counts.train, counts.val)

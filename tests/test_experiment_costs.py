@@ -133,7 +133,8 @@ def test_a_disk_that_lacks_the_space_is_refused_and_what_is_done_needs_none(
 def test_a_phantom_s_counts_follow_from_its_settings(repository: Path, tmp_path: Path) -> None:
     words = [str(repository / "configs" / "demo.yaml"), "--run", str(tmp_path / "run"), "--dry-run"]
     counts = count_images(read_experiment(words, doc="").config)
-    assert (counts.train, counts.val, counts.test, counts.planned) == (4200, 600, 1200, None)
+    assert (counts.train, counts.val, counts.test, counts.labels) == (4200, 600, 1200, 13)
+    assert counts.planned == 670 * 1.5
 
 
 def test_rates_have_names_of_stages_that_images_pass(repository: Path, tmp_path: Path) -> None:
