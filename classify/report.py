@@ -23,7 +23,7 @@ import jinja2
 from classify.pages.accounts import cost_chapter, curves_chapter, scarcity_chapter, settings_chapter
 from classify.pages.amounts import amount_chapters
 from classify.pages.blocks import Chapter
-from classify.pages.cautions import control_chapters, signature_chapters
+from classify.pages.cautions import control_chapters, signature_chapters, top_cautions
 from classify.pages.evidence import Evidence, load_evidence, report_inputs
 from classify.pages.limits import limits
 from classify.pages.originality import originality_chapters
@@ -88,13 +88,15 @@ def render(evidence: Evidence, config: ReportConfig) -> dict[str, str]:
         "chapters": chapters(evidence, config), "run": evidence.run.folder.name,
         "source": str(evidence.cohort_extra.get("source") or "unnamed source"),
         "n_images": len(evidence.cohort.frame), "n_patients": int(evidence.cohort.frame["patient_id"].nunique()),
+        "cautions": top_cautions(evidence.cohort_extra),
     })
 
 
 def lay_out(shown: dict[str, Any]) -> dict[str, str]:
     """File name to text: the chapters of a page in both templates, which say what they read.
 
-    ``shown``: title, verdict, headline (value, interval, what, support), chapters, run, source, n_images, n_patients.
+    ``shown``: title, verdict, headline (value, interval, what, support), chapters, run, source, n_images, n_patients,
+    cautions (sentences above all else).
     """
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,

@@ -1,7 +1,11 @@
-"""The chapters that warn: negative controls, on which a gain can only be an artefact, and failure signatures.
+"""What warns: cautions at the top of a page, negative controls, and failure signatures.
 
-A failure signature is a known way in which a good number means little; both are told, and neither is proof.
+A gain on a negative control can only be an artefact. A failure signature is a known way in which a good number means
+little. All are told, and none is proof.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 from classify.comparison.signatures import AS_WELL, FALL, HIGH_AUROC, LIFT
 from classify.pages.arms import difference_mark, difference_text
@@ -16,6 +20,20 @@ WORDS = (
     f"{AS_WELL:g} of the arm's AUROC, or above it; an AUROC that falls by more than {FALL:g}, and by more than two "
     "standard errors, from validation to test; a significant gain on a label that leaves no visible sign. A flag is a "
     "reason to look, not a proof.")
+
+
+NO_PATIENTS = {
+    "image": "The source names no patients: each image counts as its own patient.",
+    "some": "The source names no patient for some images: each of these counts as its own patient.",
+}
+"""What a cohort's stamp says under ``patient_ids``, to what a reader must know before any number."""
+SHARED = "Splits may share patients, the differences may be too good, and the intervals are too narrow."
+
+
+def top_cautions(cohort_extra: Mapping[str, Any]) -> tuple[str, ...]:
+    """Sentences to stand above every number of a page; ``cohort_extra``: what the cohort's stamp says of it."""
+    said = NO_PATIENTS.get(str(cohort_extra.get("patient_ids")))
+    return (f"{said} {SHARED}",) if said else ()
 
 
 def control_chapters(evidence: Evidence) -> list[Chapter]:

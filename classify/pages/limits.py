@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from classify.comparison.pairs import NEW_REAL
+from classify.pages.cautions import top_cautions
 from classify.pages.evidence import Evidence
 from cohort.pipeline import is_stale
 
@@ -51,10 +52,7 @@ def _limits_of_design(evidence: Evidence) -> list[str]:
 
 
 def _limits_of_cohort(evidence: Evidence) -> list[str]:
-    found = []
-    if evidence.cohort_extra.get("patient_ids") == "image":
-        found.append("The source names no patients: each image counts as its own patient, so splits may share patients "
-                     "and the intervals are too narrow.")
+    found = [*top_cautions(evidence.cohort_extra)]
     if "test" in enriched_splits(evidence):
         found.append("Scarce labels are more frequent in the test set than among patients. AP grows with prevalence: "
                      "differences between arms can be read, the level of AP cannot be carried over.")

@@ -4,16 +4,18 @@ from pathlib import Path
 
 from classify.pages.arms import difference_text
 from classify.pages.blocks import DASH, is_null, number
+from classify.pages.cautions import top_cautions
 from classify.pages.evidence import Evidence
 
 GROUPS = ("head", "medium", "tail")
 
 
 def summary(evidence: Evidence, page: Path) -> str:
-    """Two sentences, the table of head, medium and tail, and the path of ``page``."""
+    """Cautions, two sentences, the table of head, medium and tail, and the path of ``page``."""
     said = [str(sentence) for sentence in evidence.verdict.get("sentences", [])]
     second = evidence.verdict.get("recovered") or " ".join(said[1:2])
-    return "\n".join([*said[:1], str(second), "", *_table(evidence), "", f"report: {page}"]) + "\n"
+    cautions = [f"caution: {line}" for line in top_cautions(evidence.cohort_extra)]
+    return "\n".join([*cautions, *said[:1], str(second), "", *_table(evidence), "", f"report: {page}"]) + "\n"
 
 
 def _table(evidence: Evidence) -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 from classify.compare import Endpoint
 from classify.comparison.pairs import ABOUT
 from classify.pages.blocks import Chapter, Notes, Table, is_null, number, signed
+from classify.pages.cautions import top_cautions
 from classify.plots import Axis, Interval, Plot, Row, row_plot
 from classify.rehearsal.choices import Cell
 from classify.rehearsal.pictures import images_chapter
@@ -83,6 +84,7 @@ def render(found: Findings) -> dict[str, str]:
         "run": found.run.folder.name, "n_images": len(found.cohort.frame),
         "source": str(require(found.cohort.folder, "cohort")["extra"].get("source") or "unnamed source"),
         "n_patients": int(found.cohort.frame["patient_id"].nunique()),
+        "cautions": top_cautions(require(found.cohort.folder, "cohort")["extra"]),
     }
     pages = lay_out(shown)
     return {"rehearsal.html": pages["report.html"], "rehearsal.md": pages["report.md"],

@@ -18,7 +18,7 @@ CHECKS: dict[str, str] = {
     "near_duplicate": "the same picture twice, compressed, windowed, resized, mirrored or cropped",
     "patient_under_two_ids": "two patient ids with the same picture, and no other sex or age",
     "patient_in_two_splits": "a patient in more than one split",
-    "unseen_label": "a label of the unseen classes, known in training or validation",
+    "unseen_label": "a label of the unseen classes, known in training (or, a warning, in validation)",
     "unseen_text": "a prompt or report of training that names an unseen class",
     "unreadable_image": "an image that cannot be decoded",
     "blank_image": "an image with hardly any contrast",

@@ -51,6 +51,11 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+def hash_patient(patient_id: str) -> str:
+    """What stands for a patient in a table: the same for the same id, 16 hex digits."""
+    return hash_bytes(f"patient {patient_id}".encode())[:16]
+
+
 def read_header(path: Path) -> Header:
     """The header of one file; raises ``TailfillError`` when it is no DICOM, has no id, or is no radiograph."""
     from pydicom import dcmread  # important: not at the top, pixels of other files need none of it
@@ -67,6 +72,6 @@ def read_header(path: Path) -> Header:
         raise TailfillError(f"has modality '{text['Modality']}'; wanted: {', '.join(filter(None, MODALITIES))}")
     patient = text["PatientID"]
     return Header(image_id=text["SOPInstanceUID"], study_id=text["StudyInstanceUID"],
-                  patient_id=hash_bytes(f"patient {patient}".encode())[:16] if patient else "", sex=text["PatientSex"],
+                  patient_id=hash_patient(patient) if patient else "", sex=text["PatientSex"],
                   age=text["PatientAge"], view=text["ViewPosition"],
                   burned_in=text["BurnedInAnnotation"].upper() == "YES")

@@ -6,9 +6,10 @@
     --csv FILE      a row per image: ``image_id`` (SOPInstanceUID) or ``path`` below ROOT, and labels as source csv
 
 Population, labels and licence are whatever the owner of the folder says. Ids, view, age and sex come from the headers;
-a column of the label file wins where it has one. A patient is the hash of the header's PatientID: no name, no birth
-date and no hospital number is ever written to a table. A file that admits text burned into its image is kept and warned
-about; look at it, for a generator may learn the text. Images without a row in the label file are set aside.
+a column of the label file wins where it has one. A patient is the hash of the header's PatientID, or of the label
+file's: no name, no birth date and no hospital number is ever written to a table. An image without one is its own
+patient. A file that admits text burned into its image is kept and warned about; look at it, for a generator may learn
+the text. Images without a row in the label file are set aside.
 
 Not promised: that a header is right, or that an image of modality OT is a chest.
 """
@@ -22,9 +23,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from cohort.dicom.header import Header, is_dicom, read_header
+from cohort.dicom.header import Header, hash_patient, is_dicom, read_header
 from cohort.errors import TailfillError
-from cohort.preparing.people import check_paths, describe_person, parse_age, parse_sex, parse_view
+from cohort.preparing.people import check_paths, describe_person, parse_age, parse_sex, parse_view, patient_ids
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.csv_folder import choose_space, label_columns, person_columns, read_value
 from cohort.sources.csv_folder import find_files as find_files
@@ -61,8 +62,9 @@ def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> Source
     burned = int(headers["burned_in"].sum())
     if burned:
         log.warning("prepare: %d images say that text is burned into them; look before anything learns it", burned)
-    if table.frame["patient_id"].equals(table.frame["image_id"]):
-        table.patient_ids = "image"
+    alone = table.frame["patient_id"] == table.frame["image_id"]
+    if alone.any():
+        table.patient_ids = "image" if alone.all() else "some"
     table.about = {"burned_in_annotation": burned}
     return table
 
@@ -95,6 +97,8 @@ def join_headers(
     found = headers.drop_duplicates(by).set_index(by, drop=False).reindex(keys.to_numpy()).set_axis(rows.lines)
     flag(rows, found["image_id"].isna(), f"no DICOM image below the root has this {by}")
     patient = found["patient_id"].where(found["patient_id"] != "", found["image_id"])
+    if "patient_id" in at:
+        patient = patient_ids(rows, at["patient_id"]).map(hash_patient, na_action="ignore")
     person: dict[str, pd.Series] = {
         "view": found["view"].map(parse_view, na_action="ignore").astype("str"),
         "sex": found["sex"].map(parse_sex, na_action="ignore").astype("str"),

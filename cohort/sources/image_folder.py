@@ -60,7 +60,7 @@ def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> Source
     return SourceTable(
         files=list(files.values()), space=space, frame=pd.concat([part.frame for part in parts]),
         n_read=sum(part.n_read for part in parts), bad=[row for part in parts for row in part.bad],
-        patient_ids="given" if all(part.patient_ids == "given" for part in parts) else "image",
+        patient_ids=parts[0].patient_ids if len({part.patient_ids for part in parts}) == 1 else "some",
         nulled={key: parts[0].nulled[key].append([part.nulled[key] for part in parts[1:]]) for key in parts[0].nulled})
 
 

@@ -54,7 +54,7 @@ class SourceTable:
     frame: pd.DataFrame
     n_read: int
     patient_ids: str
-    """``given``, or ``image`` when the source has no patients and each image stands for its own."""
+    """``given``; ``image`` when the source has no patients and each image stands for its own; ``some``: it has some."""
     bad: list[BadRow] = field(default_factory=list)
     set_aside: list[BadRow] = field(default_factory=list)
     """Good rows that a policy leaves out (laterals, say), with the policy as reason."""

@@ -53,10 +53,9 @@ def read(config: PrepareConfig, root: Path, files: Mapping[str, Path]) -> Source
         log.info("merge: %s: %s", folder, "; ".join(f"{key}: {', '.join(told) or 'none'}"
                                                     for key, told in change.items()))
     frame = pd.concat([rename(cohort, space) for cohort in cohorts.values()], ignore_index=True)
-    whole = all(json.loads((folder / "_stage.json").read_text())["extra"]["patient_ids"] == "given"
-                for folder in files.values())
+    kinds = {json.loads((folder / "_stage.json").read_text())["extra"]["patient_ids"] for folder in files.values()}
     return SourceTable(files=list(files.values()), space=space, frame=frame, n_read=len(frame), source="merged",
-                       patient_ids="given" if whole else "image", about={"changes": changes},
+                       patient_ids=kinds.pop() if len(kinds) == 1 else "some", about={"changes": changes},
                        roots={name: path for cohort in cohorts.values() for name, path in cohort.roots.items()})
 
 

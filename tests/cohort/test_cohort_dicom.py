@@ -165,6 +165,29 @@ def test_a_folder_becomes_a_cohort_without_a_name(folder: Path, capsys: pytest.C
     assert all(path.is_file() for path in cohort.image_paths(frame))
 
 
+@pytest.mark.parametrize(("without", "kind"), [(0, "given"), (5, "some"), (12, "image")])
+def test_images_without_a_patient_stand_for_themselves(folder: Path, without: int, kind: str) -> None:
+    for number in range(2 * without):
+        file = next((folder / "images" / f"s{number // 2}").glob(f"im{number}.*"))
+        write(file, ramp(), PatientID="")
+    assert run_as_command(main, *command(folder)) == 0
+    assert (read_stamp(folder / "cohort") or {})["extra"]["patient_ids"] == kind
+    assert load_cohort(folder / "cohort").frame["patient_id"].nunique() == 12 + without
+
+
+def test_patients_of_the_label_file_win_and_are_hashed(folder: Path) -> None:
+    file = folder / "labels.csv"
+    lines = file.read_text().splitlines()
+    patients = ["patient_id", *(f"MRN-{number // 3}" for number in range(24))]
+    file.write_text("\n".join(f"{line},{patient}" for line, patient in zip(lines, patients, strict=True)) + "\n")
+    assert run_as_command(main, *command(folder)) == 0
+    frame = load_cohort(folder / "cohort").frame
+    assert frame["patient_id"].nunique() == 8
+    assert not frame["patient_id"].str.contains("MRN").any()
+    headers = {read_header(path).patient_id for path in (folder / "images").glob("s[0-7]/*.*")}
+    assert set(frame["patient_id"]) == headers  # the same id has the same hash, wherever it stands
+
+
 @pytest.mark.parametrize(("kind", "told"), [
     ("no file", "no DICOM image below the root has this path"), ("a CT", "has modality 'CT'"),
     ("climbs", "leaves the root"), ("twice", "is already in row"), ("no pixels", "cannot be read as a DICOM image"),
