@@ -11,9 +11,10 @@ import torch
 from accelerate import Accelerator
 from calibration_cases import PLANTED
 from calibration_heads import Task, train_heads
-from calibration_pools import PoolSizes, Studio, make_pools
+from calibration_pools import PoolSizes, make_pools
 from calibration_summary import controls, coverage, filtering, verdicts
 from calibration_trials import AGAIN, Settings, Trial, make_bench
+from quick_studio import quick_studio
 from torch import nn
 
 from classify.learning.fitting import Recipe, feed_features, fit
@@ -21,36 +22,10 @@ from classify.learning.losses import best_constant, weighted_asl
 from classify.learning.models import Card, build_classifier, save_card, save_weights
 from classify.slots import Slots, prevalence
 from cohort.phantom.cases import draw_cases
-from cohort.phantom.prevalence import FINDINGS
 from cohort.phantom.settings import PhantomConfig
 
 SIZES = PoolSizes(cohorts=2, cohort_images=900, new_images=120, copies=3, test_images=500)
 SETTINGS = Settings(steps=40, slots_per_class=10, test_patients=200, n_draws=100)
-
-
-class QuickStudio(Studio):
-    """Features drawn from the exam, no picture: a direction per sign, an offset per patient, noise per image."""
-
-    def shoot(self, exams, name):
-        directions = dict(zip(FINDINGS, np.random.default_rng(0).normal(size=(len(FINDINGS), 24)), strict=True))
-        features = [
-            np.random.default_rng(exam.patient.seed).normal(size=24) + np.random.default_rng(exam.seed).normal(size=24)
-            + sum((0.5 + sign.severity) * directions[sign.label] for sign in exam.signs) for exam in exams
-        ]
-        return np.zeros((len(exams), 8, 8), dtype=np.uint8), self.keep(np.array(features, dtype=np.float32))
-
-    def look(self, pixels):
-        return self.keep(np.random.default_rng(1).normal(size=(len(pixels), 24)).astype(np.float32))
-
-    def keep(self, features):
-        start = sum(map(len, self.blocks))
-        self.blocks.append(features)
-        return np.arange(start, start + len(features))
-
-
-def quick_studio(folder, backbone, *, processes):
-    card = Card(model="none", labels=(), image_size=128, mean=0.5, std=0.25)
-    return QuickStudio(folder=folder, model=nn.Identity(), card=card, processes=processes, blocks=[])
 
 
 @pytest.fixture(scope="module")

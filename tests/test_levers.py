@@ -1,0 +1,84 @@
+"""Levers: legal settings, stages made anew where a lever touches them, and gains that are planted."""
+
+from pathlib import Path
+
+import levers
+import numpy as np
+import pytest
+from calibration_pools import PoolSizes, make_pools
+from experiment_config import read_experiment
+from levers import BASE, LEVERS, Drawn, list_heads, parse, recipe_of, score, settings_of, tabulate
+from quick_studio import quick_studio
+
+from classify.arms.layout import ArmConfig
+from cohort.errors import TailfillError
+
+SIZES = PoolSizes(cohorts=1, cohort_images=700, new_images=240, copies=1, test_images=500)
+
+
+@pytest.fixture
+def base(repository: Path, tmp_path: Path) -> dict:
+    words = ["--run", str(tmp_path / "levers" / "base"), "--train.steps", "60", "--train.batch_size", "32"]
+    return read_experiment([str(repository / "configs" / "phantom_levers.yaml"), *words], doc=None).config
+
+
+@pytest.mark.parametrize("name", LEVERS)
+def test_a_lever_is_a_legal_configuration_that_makes_anew_what_it_touches_only(
+    name: str, base: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(levers, "run_stage", lambda module, file, *words: ran.append(" ".join([module, *words])))
+    run = levers.draw(base, name)
+    settings = settings_of(base, name)
+    changed = {section for section in LEVERS[name] if settings[section] != base[section]}
+    assert changed == set(LEVERS[name])
+    if name == BASE:
+        assert ran == ["cohort.prepare", "cohort.prepare --role oracle", "prompts.plan", "synth.finetune",
+                       "synth.generate"]
+    elif changed == {"arm"}:
+        assert (ran, run) == ([], Path(base["run"]))
+    else:
+        assert ran[-1] == "synth.generate"
+        links = {place.name for place in run.iterdir() if place.is_symlink()}
+        assert links == {"cohort", "plan", "generator"} - {
+            {"prompts.plan": "plan", "synth.finetune": "generator"}.get(module, "") for module in ran}
+        assert read_experiment([str(run / "config.yaml")], doc=None).config["generate"] == settings["generate"]
+
+
+def test_the_pipeline_as_it_was_given_stands_in_for_the_fine_tuned_one(base: dict) -> None:
+    assert settings_of(base, "no_finetuning")["generate"]["pipeline"] == base["finetune"]["pipeline"]
+    assert base["generate"]["pipeline"] is None
+
+
+def test_new_people_with_the_sign_gain_what_the_oracle_gains_and_without_it_less(base: dict) -> None:
+    pools = make_pools(quick_studio(Path(), Path(), processes=1), SIZES, seed=0)
+    made = pools.new.assign(label_source_id=None, keep=True)
+    config = ArmConfig(slots_per_class=10, synthetic_loss_weight=1.0, negatives=0.0)
+    drawn = [Drawn(name=BASE, images=made, config=config),
+             Drawn(name="bare", images=made.assign(row=pools.new["row_without"]), config=config),
+             Drawn(name="more", images=made, config=ArmConfig(slots_per_class=20, synthetic_loss_weight=1.0))]
+    source = score(pools, list_heads(pools, drawn, 3), recipe_of(base), 40)
+    table = tabulate(source, drawn)
+    assert len(source.arms) == 4 + 3  # a layout has its own duplicates and oracle
+    tail = table[table["label"] == "tail"].set_index("lever")
+    assert tail.loc[BASE, "gain"] > 0.02
+    assert tail.loc[BASE, "gain"] == pytest.approx(tail.loc[BASE, "oracle"], rel=0.4)
+    assert tail.loc["bare", "gain"] < tail.loc[BASE, "gain"] / 2
+    assert tail.loc["bare", "against_base"] == pytest.approx(tail.loc["bare", "gain"] - tail.loc[BASE, "gain"])
+    assert np.isnan(tail.loc["more", "against_base"])
+    assert tail.loc[BASE, "against_base"] == 0
+    assert set(table["label"]) == {"tail", "control", *pools.cohorts[0].in_group("tail"),
+                                   *pools.cohorts[0].in_group("control")}
+    assert table["gain"].notna().all()
+
+
+def test_a_run_without_a_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TailfillError, match="plan"):
+        levers.images_of(tmp_path, quick_studio(tmp_path, tmp_path, processes=1))
+
+
+def test_a_lever_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(TailfillError, match="unknown lever 'guidance_5'"):
+        parse(["c.yaml", "--levers", "guidance_5"])
+    with pytest.raises(TailfillError, match="--n-seeds is 1"):
+        parse(["c.yaml", "--n-seeds", "1"])
