@@ -5,8 +5,8 @@ films of one patient are none, however alike. All chests resemble one another, s
 
     describe   the reading (``cohort.checking.reading``) at 16 x 16 pixels, projected on its ``COMPONENTS`` principal
                components of these very images, each of variance 1: what all chests share is gone
-    retrieve   every image as it is, mirrored, and as 27 windows of 88 to 96 % of its sides would show it, against a
-               k-d tree of the others within ``RADIUS`` (scipy): n log n
+    retrieve   every image as it is, mirrored, and as 27 windows of 88 to 96 % of its sides would show it, among
+               the others within ``RADIUS`` (``cohort.checking.forest``): n log n
     compare    the best window of each pair is refined, scale and shift of either axis by themselves, and the pair's
                normalised cross-correlation (NCC) over 48 x 48 pixels taken
 
@@ -19,9 +19,9 @@ from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from tqdm import tqdm
 
+from cohort.checking.forest import Forest
 from cohort.checking.reading import SIDE, STEPS
 
 COARSE = 16
@@ -36,8 +36,6 @@ SAMPLE = 4096
 SCALES = (0.96, 0.92, 0.88)
 """Windows' sides, in sides of the image; each lies at the edges and in the middle of what it leaves, both ways."""
 RADIUS = 2.0
-NEIGHBOURS = 12
-"""Images within ``RADIUS`` that are looked at for each window, the nearest ones."""
 PROMISING, FINALISTS = 0.86, 2
 """NCC at ``COARSE`` below which a pair is not refined, and how many of an image's pairs are."""
 MOVES = (0.02, 0.01, 0.005, 0.0025)
@@ -121,19 +119,15 @@ class Gallery:
                  axes: NDArray[np.float32]) -> None:
         """Take the images, float32 (n, COARSE, COARSE), their groups, int (n,), and what ``components`` gives."""
         self.small, self.groups, self.centre, self.axes = small, groups, centre, axes
-        self.tree = cKDTree(self.describe(small))
+        self.forest = Forest(self.describe(small))
 
     def describe(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (n, COARSE, COARSE) -> (n, k)."""
         return np.asarray((_unit(seen) - self.centre) @ self.axes, dtype=np.float32)
 
     def near(self, seen: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Positions in ``seen``, and of images within ``RADIUS`` of them, the ``NEIGHBOURS`` nearest ones."""
-        n = len(self.small)
-        _, found = self.tree.query(self.describe(seen), k=list(range(1, min(NEIGHBOURS, n) + 1)),
-                                   distance_upper_bound=RADIUS)
-        row, place = np.nonzero(found < n)
-        return row, found[row, place]
+        """Positions in ``seen``, and those of images within ``RADIUS`` of them."""
+        return self.forest.near(self.describe(seen), radius=RADIUS)
 
 
 def candidates(
@@ -216,7 +210,7 @@ def refine(image: NDArray[np.int8], other: NDArray[np.int8], window: Window, *, 
     def score(where: Window) -> float:
         left, width, top, height = where
         shown = areas(top, height, SIDE) @ source @ areas(left, width, SIDE).T
-        return float(_unit(shown[None])[0] @ target) / target.size
+        return min(float(_unit(shown[None])[0] @ target) / target.size, 1.0)  # rounding of float32
 
     best, value = window, score(window)
     for step in MOVES:
