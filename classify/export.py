@@ -75,8 +75,9 @@ def export(trained: Path, out: Path, *, licence: str, weights: str = "ema", seed
     bundle = Bundle(card=card, decisions=decisions, views=views_of(cohort))
     check_bundle(bundle, where=trained)
     metrics = metric_table(scored, cohort, decisions, seed=seed)
-    about = describe_training(trained, weights=weights)
-    text = write_card(bundle, cohort, require(cohort.folder, "cohort"), metrics, licence=licence.strip(), about=about)
+    prepared = require(cohort.folder, "cohort")
+    about = describe_training(trained, weights=weights) | {"laterals": prepared["config"].get("laterals", "keep")}
+    text = write_card(bundle, cohort, prepared, metrics, licence=licence.strip(), about=about)
     config = config_of(bundle, sha256=hash_file(source), about=about | {"licence": licence.strip()})
     write_folder(out, source, config, metrics, text)
     log.info("export: %s of %s: %d labels, %s", weights, trained, len(card.labels), out)

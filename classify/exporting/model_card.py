@@ -37,7 +37,7 @@ def write_card(
     """The text of ``README.md``; ``stamp`` is the cohort's, ``metrics`` as ``measured.metric_table`` makes them."""
     parts = [
         header(licence), "# Classifier of chest radiographs", USES, "## How to use it", USE_IT,
-        "## What it takes", preprocessing(bundle), "## What it has learnt from", training(cohort, stamp, about),
+        "## What it takes", preprocessing(bundle, about), "## What it has learnt from", training(cohort, stamp, about),
         "## How good it was", quality(metrics, cohort), "## What it cannot say",
         "\n".join(f"- {line}" for line in limits(bundle, cohort, stamp, metrics, about)),
         "## Licence", f"{licence}, as stated by whoever exported it. The images that it has learnt from have terms of "
@@ -54,15 +54,15 @@ def header(licence: str) -> str:
     return "\n".join(lines)
 
 
-def preprocessing(bundle: Bundle) -> str:
+def preprocessing(bundle: Bundle, about: Mapping[str, Any]) -> str:
     """Size, grey statistics and views in words."""
     card = bundle.card
     views = ", ".join(f"{view} {n:,}" for view, n in bundle.views.items())
     return (f"One grey image of any size and 8 or 16 bits, or DICOM: scaled to 0..1 by the range of its format, "
             f"squeezed to {card.image_size} x {card.image_size} pixels (bicubic, antialiased, neither padded nor "
-            f"cropped), less {card.mean:.6g}, over {card.std:.6g}. Views in training: {views}; a view that is not "
-            f"among them is outside of what it knows. Network: `{card.model}`, head `{card.head}`; {len(card.labels)} "
-            f"labels: {', '.join(card.labels)}.")
+            f"cropped), less {card.mean:.6g}, over {card.std:.6g}. Views in training: {views} (policy "
+            f"for laterals: {about['laterals']}); a view that is not among them is outside of what it knows. Network: "
+            f"`{card.model}`, head `{card.head}`; {len(card.labels)} labels: {', '.join(card.labels)}.")
 
 
 def training(cohort: Cohort, stamp: Mapping[str, Any], about: Mapping[str, Any]) -> str:

@@ -103,7 +103,7 @@ def test_thresholds_and_metrics_are_the_references(run, exported):
 def test_the_card_says_whom_it_is_for_and_what_lacks(exported):
     text = (exported / "README.md").read_text()
     for words in ("no medical device", "CC BY 4.0", "No validation image has Hernia", "32 x 32", "| train | 40 | 20 |",
-                  "real images only"):
+                  "real images only", "(policy for laterals: keep)"):
         assert words in text
     assert {path.name for path in exported.iterdir()} == {"README.md", "config.json", "metrics.parquet",
                                                           "model.safetensors"}
