@@ -17,6 +17,10 @@ from cohort.checking.reading import LOW_CONTRAST, Readings
 from cohort.checking.twins import exact_groups, find_near
 
 LEAST_NCC = 0.9
+"""NCC from which on two pictures are one. Of 200 copies of each kind among 8,506 NIH images at 128 px all were found if
+exact, JPEG, windowed, mirrored, or cropped to 94 to 100 % of a side, 197 cropped, windowed and compressed at once,
+and 167 cropped to 88 to 94 %. Of the 8,506 themselves none was paired with another patient's, so .04 % at most (95 %);
+13 s of CPU, 5 s for half of them (``scripts/planted_duplicates.py --copies 200``)."""
 AGE_SLACK = 1.0
 """Years by which the ages of one patient may differ between two tables of the same picture."""
 
