@@ -52,14 +52,15 @@ def find_mentions(text: str, wanted: Sequence[str]) -> list[Mention] | None:
 @lru_cache(maxsize=1 << 16)
 def _read_sentence(sentence: str, wanted: tuple[str, ...]) -> tuple["_Hit", ...]:
     """What one sentence says; remembered, because reports repeat theirs ("No pleural effusion.")."""
-    known, found, hits = wordings_of_reports(), find_cues(sentence), []
-    for name in wanted:
-        for phrase, start, end, denies in _find_phrases(sentence, known[name]) if name in known else ():
-            status, cue = judge(sentence, found, start=start, end=end, has_gap=phrase.has_gap)
-            if denies and status != "present":  # "the lungs are not clear" says nothing for certain
-                continue
-            rule = "; ".join([phrase.written, *(["denial"] if denies else [cue] if cue else [])])
-            hits.append(_Hit(finding=name, start=start, end=end, status="negated" if denies else status, rule=rule))
+    known, hits = wordings_of_reports(), []
+    spoken_of = [(name, *hit) for name in wanted if name in known for hit in _find_phrases(sentence, known[name])]
+    found = find_cues(sentence) if spoken_of else []
+    for name, phrase, start, end, denies in spoken_of:
+        status, cue = judge(sentence, found, start=start, end=end, has_gap=phrase.has_gap)
+        if denies and status != "present":  # "the lungs are not clear" says nothing for certain
+            continue
+        rule = "; ".join([phrase.written, *(["denial"] if denies else [cue] if cue else [])])
+        hits.append(_Hit(finding=name, start=start, end=end, status="negated" if denies else status, rule=rule))
     return tuple(hits)
 
 
