@@ -63,9 +63,9 @@ from classify.verdict.deciding import Case, judge, thin_classes
 from classify.verdict.looks import LOOKS, agrees_with, looks_sentence, read_looks, record_look
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, nearest, run_command
-from cohort.labels import CONTROL
 from cohort.stage import Stage, hash_bytes, require
 from cohort.tables import Cohort, comparison_schema, load_cohort, write_table
+from cohort.vocabulary.labels import CONTROL
 
 log = logging.getLogger(__name__)
 

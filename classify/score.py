@@ -33,10 +33,10 @@ from classify.comparison.metrics import ClassMetrics, undefined_reason
 from classify.ensembling.averaging import mix
 from classify.ensembling.studies import UNITS, study_numbers, study_shares
 from cohort.errors import TailfillError, nearest, run_command
-from cohort.labels import GROUPS, UNSEEN
 from cohort.sources.rows import read_rows
 from cohort.stage import require, write_atomically
 from cohort.tables import Cohort, load_cohort, read_table, write_table
+from cohort.vocabulary.labels import GROUPS, UNSEEN
 
 log = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ import pandas as pd
 
 from cohort.config import parse
 from cohort.errors import TailfillError, run_command
-from cohort.labels import MIN_POSITIVE_PATIENTS, LabelSpace, assign_groups, count_labels
 from cohort.preparing.arguments import find_role, read_arguments
 from cohort.preparing.decoding import JOURNAL
 from cohort.preparing.registry import SOURCES
 from cohort.preparing.settings import PrepareConfig
+from cohort.preparing.splits import split_patients
 from cohort.sources.checks import (
     describe_bad,
     reject_duplicates,
@@ -41,9 +41,9 @@ from cohort.sources.checks import (
     set_laterals_aside,
 )
 from cohort.sources.rows import BadRow, SourceTable
-from cohort.splits import split_patients
 from cohort.stage import Stage, hash_bytes
 from cohort.tables import SPLITS, cohort_schema, write_table
+from cohort.vocabulary.labels import MIN_POSITIVE_PATIENTS, LabelSpace, assign_groups, count_labels
 
 log = logging.getLogger(__name__)
 

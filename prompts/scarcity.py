@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cohort.errors import TailfillError, nearest
-from cohort.labels import CONTROL, GROUPS
+from cohort.vocabulary.labels import CONTROL, GROUPS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ from classify.comparison.recovered import ORACLE, Share, fieller_set
 from classify.learning.fitting import Recipe
 from classify.slots import Slots, label_matrix, prevalence
 from classify.verdict.deciding import Case, decide
-from cohort.labels import CONTROL
+from cohort.vocabulary.labels import CONTROL
 
 AGAIN = "again"
 """The twin of an arm that is compared with itself."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from classify.sheets import contact_sheet
+from classify.figures.sheets import contact_sheet
 from cohort.errors import run_command
 from cohort.phantom.exam import Exam, Patient, Sign
 from cohort.phantom.prevalence import FINDINGS

@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from cohort.labels import CXR_LT_2024
 from cohort.phantom.settings import PhantomConfig
 from cohort.pipeline import read_stamp
 from cohort.tables import SPLITS, Cohort, load_cohort
+from cohort.vocabulary.labels import CXR_LT_2024
 from prompts.scarcity import find_scarce, set_targets, train_counts
 
 CXR_LT_2024_TAIL = {

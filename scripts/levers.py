@@ -42,10 +42,10 @@ from classify.comparison.recovered import ORACLE, fieller_set
 from classify.learning.fitting import Recipe
 from classify.slots import label_matrix
 from cohort.errors import TailfillError, nearest, run_command
-from cohort.labels import CONTROL
 from cohort.pixels import load_images
 from cohort.stage import verify, write_atomically
 from cohort.tables import Cohort, load_cohort, load_further, write_table
+from cohort.vocabulary.labels import CONTROL
 
 BASE, RIVAL = "base", "duplicate"
 GIVEN = "finetune.pipeline"

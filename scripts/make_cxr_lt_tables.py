@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from cohort.errors import TailfillError, run_command
-from cohort.labels import CXR_LT_2023, CXR_LT_2024, CXR_LT_2024_GOLD, UNSEEN
 from cohort.phantom.prevalence import FINDINGS
+from cohort.vocabulary.labels import CXR_LT_2023, CXR_LT_2024, CXR_LT_2024_GOLD, UNSEEN
 
 log = logging.getLogger(__name__)
 

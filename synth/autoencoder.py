@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from classify.figures.sheets import contact_sheet
 from classify.learning.training import (
     CHECKPOINT,
     check_finite,
@@ -36,7 +37,6 @@ from classify.learning.training import (
     start_accelerator,
     step_generator,
 )
-from classify.sheets import contact_sheet
 from cohort.config import parse, require_values
 from cohort.errors import run_command
 from cohort.pixels import load_images

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort.labels import assign_groups, count_labels
 from cohort.stage import Stage
 from cohort.tables import cohort_schema, write_table
+from cohort.vocabulary.labels import assign_groups, count_labels
 
 LABELS = ["Effusion", "Mass", "Nodule", "Hernia"]
 SHARES = {"Effusion": 0.3, "Mass": 0.12, "Nodule": 0.1, "Hernia": 0.005}

@@ -28,7 +28,7 @@ from classify.arms.amounts import WithAmounts
 from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots, surer_half
 from classify.arms.layout import NEGATIVE, ArmConfig, balanced_slots, real_slots, tail_slots
 from classify.slots import label_matrix, prevalence
-from cohort.splits import deal_folds
+from cohort.preparing.splits import deal_folds
 from cohort.tables import RECONSTRUCTED, Cohort
 
 

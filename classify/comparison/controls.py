@@ -15,7 +15,7 @@ import pandas as pd
 
 from classify.comparison.intervals import holm
 from classify.comparison.pairing import Comparison
-from cohort.labels import CONTROL
+from cohort.vocabulary.labels import CONTROL
 
 LEVEL = 0.05
 """Two-sided, of the whole family."""

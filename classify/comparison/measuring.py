@@ -27,9 +27,9 @@ from classify.comparison.metrics import (
 )
 from cohort.config import Run
 from cohort.errors import TailfillError
-from cohort.labels import CONTROL
 from cohort.stage import verify
 from cohort.tables import Cohort, predictions_schema, read_table
+from cohort.vocabulary.labels import CONTROL
 
 SPLITS = ("val", "test")
 CHOSEN = {"F1": "threshold", "ECE_T": "temperature"}

@@ -25,7 +25,7 @@ from classify.comparison.intervals import (
 )
 from classify.comparison.measuring import Scored, null_reason
 from classify.comparison.metrics import CALIBRATION, METRICS, support
-from cohort.labels import MIN_POSITIVE_PATIENTS
+from cohort.vocabulary.labels import MIN_POSITIVE_PATIENTS
 
 
 @dataclass(frozen=True, kw_only=True)

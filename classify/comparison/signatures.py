@@ -24,8 +24,8 @@ from classify.comparison.intervals import Array
 from classify.comparison.measuring import Scored, groups_of
 from classify.comparison.metrics import support
 from classify.comparison.subgroups import subgroups_of
-from cohort.labels import CONTROL, MIN_POSITIVE_PATIENTS
 from cohort.tables import Cohort
+from cohort.vocabulary.labels import CONTROL, MIN_POSITIVE_PATIENTS
 
 NEAR_PREVALENCE, METADATA, OVERFIT, CONTROL_GAIN = (
     "AP near prevalence", "metadata alone", "validation above test", "gain on a control")

@@ -1,8 +1,8 @@
 """Out-of-fold predictions: every train and validation image, by the one model that has not learnt from its patient.
 
 The runs of arm ``fold`` with seeds 1000 n to 1000 n + n - 1 have each left out one of n folds of patients
-(``cohort.splits``). Each predicts what it left out, and the test images; the ensemble holds the former as they are,
-with the number of their fold, and for the test images the average over folds, under fold n.
+(``cohort.preparing.splits``). Each predicts what it left out, and the test images; the ensemble holds the former as
+they are, with the number of their fold, and for the test images the average over folds, under fold n.
 
 That no model predicts a patient of its own is not taken from the way in which folds are dealt. It is checked against
 the patients that the run says that it has learnt from, through all that it builds on, before anything is predicted and
@@ -16,8 +16,8 @@ import pandas as pd
 
 from classify.ensembling.averaging import average_tables
 from cohort.errors import TailfillError
+from cohort.preparing.splits import deal_folds
 from cohort.provenance import check_not_learnt
-from cohort.splits import deal_folds
 from cohort.tables import Cohort
 
 FOLD = "fold"

@@ -21,10 +21,10 @@ from classify.comparison.metrics import METRICS, ClassMetrics, support
 from classify.exporting.bundle import Bundle, Decisions
 from classify.learning.models import load_card
 from cohort.errors import TailfillError
-from cohort.labels import MIN_POSITIVE_PATIENTS
 from cohort.pipeline import is_stale, read_stamp
 from cohort.stage import require
 from cohort.tables import Cohort, load_cohort
+from cohort.vocabulary.labels import MIN_POSITIVE_PATIENTS
 
 DRAWS = 1000
 """Resamples of the test patients; the 25th from either end is the interval's."""

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.curves import Curve, curve_plot
+from classify.figures.curves import Curve, curve_plot
+from classify.figures.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, number
 from classify.pages.evidence import Evidence, Made, histories
 from classify.pages.limits import enriched_splits
-from classify.plots import Axis, Interval, Plot, Row, arm_series, row_plot
-from cohort.labels import CONTROL
+from cohort.vocabulary.labels import CONTROL
 
 
 def scarcity_chapter(evidence: Evidence) -> Chapter:

@@ -11,11 +11,11 @@ import numpy as np
 
 from classify.arms.amounts import split_amount
 from classify.comparison.amounts import CHOOSES
-from classify.curves import Dose, dose_plot
+from classify.figures.curves import Dose, dose_plot
+from classify.figures.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 from classify.pages.arms import difference_text
 from classify.pages.blocks import DASH, Chapter, Notes, Table, is_null, number
 from classify.pages.evidence import Evidence
-from classify.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 from cohort.config import arm_at
 
 LINES = ("real", "oracle")

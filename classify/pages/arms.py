@@ -9,9 +9,9 @@ from classify.comparison.measuring import UNDER_200
 from classify.comparison.pairs import ABOUT, rivals_of
 from classify.ensembling.folds import FOLD
 from classify.ensembling.scores import ENSEMBLE
+from classify.figures.plots import Axis, Interval, Plot, Row, own_series, row_plot
 from classify.pages.blocks import DASH, Notes, Table, is_null, number, signed
 from classify.pages.evidence import GROUPS, Evidence
-from classify.plots import Axis, Interval, Plot, Row, own_series, row_plot
 
 SHARE_AXIS = (-1.0, 2.0)
 """Recovered shares that the figure shows at most; beyond that an interval is an arrow, and the table has it."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from classify.comparison.signatures import AS_WELL, FALL, HIGH_AUROC, LIFT
+from classify.figures.plots import Axis, Plot, Row, own_series, row_plot
 from classify.pages.arms import difference_mark, difference_text
 from classify.pages.blocks import Chapter, Notes, Table, count, is_null, number, signed
 from classify.pages.evidence import Evidence
-from classify.plots import Axis, Plot, Row, own_series, row_plot
-from cohort.labels import CONTROL
+from cohort.vocabulary.labels import CONTROL
 
 WORDS = (
     f"Looked for in every arm and class, on the mean over seeds: AUROC of {HIGH_AUROC:g} or more with AP less than "

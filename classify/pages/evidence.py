@@ -18,7 +18,6 @@ from classify.comparison.measuring import groups_of
 from classify.verdict.looks import LOOKS, looks_sentence, read_looks
 from cohort.config import Run
 from cohort.errors import TailfillError
-from cohort.labels import CONTROL
 from cohort.pipeline import STAGES, StageEntry, read_stamp, stage_folders
 from cohort.stage import require, verify
 from cohort.tables import (
@@ -30,6 +29,7 @@ from cohort.tables import (
     read_table,
     synthetic_schema,
 )
+from cohort.vocabulary.labels import CONTROL
 
 GROUPS = ("tail", "medium", "head", "under_200", "all")
 """The order in which groups are shown: what the tool is about comes first."""

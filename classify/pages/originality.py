@@ -7,10 +7,10 @@ matches; they are chosen by the score, not by eye. Tables: ``nearest``, ``memori
 import numpy as np
 import pandas as pd
 
+from classify.figures.sheets import data_uri
 from classify.pages.blocks import Chapter, Notes, Table, count, is_null, number
 from classify.pages.evidence import Evidence
 from classify.pages.samples import Sample, Sheet, Strip
-from classify.sheets import data_uri
 from cohort.pixels import read_grey
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from classify.comparison.pairs import ABOUT, slot_rivals
+from classify.figures.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 from classify.pages.arms import (
     arm_forests,
     arm_table,
@@ -18,7 +19,6 @@ from classify.pages.arms import (
 )
 from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, number, signed
 from classify.pages.evidence import GROUPS, Evidence
-from classify.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 
 MEANING = {"AP": "AP, average precision, 0 to 1: how far up the images with the finding are ranked.",
            "AUROC": "AUROC, 0 to 1: the chance that an image with the finding ranks above one without.",

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from classify.figures.sheets import data_uri
 from classify.pages.blocks import Chapter, is_null
 from classify.pages.evidence import Evidence
-from classify.sheets import data_uri
 from cohort.pixels import read_grey
 
 

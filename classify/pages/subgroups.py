@@ -5,10 +5,10 @@ whether the synthetic images helped them alike.
 from typing import Any
 
 from classify.comparison.subgroups import FEW, FNR, GAP, GAPS, GROUPS, RANKING, RANKING_GAP
+from classify.figures.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 from classify.pages.arms import difference_text, row_name
 from classify.pages.blocks import Chapter, Notes, Table, is_null, number, signed
 from classify.pages.evidence import Evidence
-from classify.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 
 WORDS = (
     "Each sub-group of the test set by itself, mean over seeds with its 95 % interval over patients and seeds. AP "

@@ -1,6 +1,7 @@
 """The end of a run in a dozen lines of plain text, for a terminal: the verdict, the groups, and where the page lies."""
 
 from pathlib import Path
+from textwrap import wrap
 
 from classify.pages.arms import difference_text
 from classify.pages.blocks import DASH, is_null, number
@@ -8,13 +9,16 @@ from classify.pages.cautions import top_cautions
 from classify.pages.evidence import Evidence
 
 GROUPS = ("head", "medium", "tail")
+WIDTH = 120
+"""Characters of a terminal's line."""
 
 
 def summary(evidence: Evidence, page: Path) -> str:
     """Cautions, two sentences, the table of head, medium and tail, and the path of ``page``."""
     said = [str(sentence) for sentence in evidence.verdict.get("sentences", [])]
     second = evidence.verdict.get("recovered") or " ".join(said[1:2])
-    cautions = [f"caution: {line}" for line in top_cautions(evidence.cohort_extra)]
+    cautions = [line for said_above in top_cautions(evidence.cohort_extra)
+                for line in wrap(f"caution: {said_above}", WIDTH)]
     return "\n".join([*cautions, *said[:1], str(second), "", *_table(evidence), "", f"report: {page}"]) + "\n"
 
 

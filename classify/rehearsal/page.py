@@ -12,9 +12,9 @@ import pandas as pd
 
 from classify.compare import Endpoint
 from classify.comparison.pairs import ABOUT
+from classify.figures.plots import Axis, Interval, Plot, Row, row_plot
 from classify.pages.blocks import Chapter, Notes, Table, is_null, number, signed
 from classify.pages.cautions import top_cautions
-from classify.plots import Axis, Interval, Plot, Row, row_plot
 from classify.rehearsal.choices import Cell
 from classify.rehearsal.pictures import images_chapter
 from classify.rehearsal.prediction import Forecast

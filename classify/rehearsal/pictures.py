@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from classify.figures.sheets import data_uri
 from classify.pages.blocks import Chapter, is_null
 from classify.pages.samples import Sample, Sheet, Strip
 from classify.rehearsal.choices import Cell
-from classify.sheets import data_uri
 from cohort.pixels import read_grey
 from cohort.tables import load_cohort, read_table
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from classify.comparison.intervals import Interval
 from classify.verdict.needed import Needed, needed_for_gain, needed_for_margin, needed_for_thinnest
-from cohort.labels import MIN_POSITIVE_PATIENTS
+from cohort.vocabulary.labels import MIN_POSITIVE_PATIENTS
 
 HELPS, HURTS = "helps", "hurts"
 CANNOT_SAY = "cannot say (too few positives)"

@@ -16,10 +16,10 @@ import pandas as pd
 
 from cohort.checking.found import LEAK, NOTE, WARNING, Found
 from cohort.errors import TailfillError
-from cohort.labels import CXR_LT_2024_UNSEEN, UNSEEN
 from cohort.sources.rows import read_header, read_rows
 from cohort.tables import SPLITS, Cohort, plan_schema, read_table
 from cohort.vocabulary.findings import findings
+from cohort.vocabulary.labels import CXR_LT_2024_UNSEEN, UNSEEN
 
 LEARNT = ("train", "val")
 """Splits that something is learnt from or chosen on."""

@@ -21,10 +21,10 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, f1_score, precision_score, recall_score
 
 from cohort.errors import TailfillError
-from cohort.labels import MIN_POSITIVE_PATIENTS, LabelSpace
 from cohort.sources.csv_folder import read_value
 from cohort.sources.rows import read_header, read_rows
 from cohort.vocabulary.findings import canonical_names
+from cohort.vocabulary.labels import MIN_POSITIVE_PATIENTS, LabelSpace
 
 METRICS = ("precision", "recall", "F1", "kappa")
 DRAWS = 2000

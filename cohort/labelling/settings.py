@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from cohort.config import hub_or_path, path, require_values
 from cohort.errors import TailfillError, nearest
-from cohort.labels import LABEL_SPACES, LabelSpace
+from cohort.vocabulary.labels import LABEL_SPACES, LabelSpace
 from cohort.vocabulary.phrases import rules_hash, wordings_of_reports
 
 VOCABULARY = "vocabulary"

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from cohort.labels import CONTROL, TAIL_BELOW, group_of
+from cohort.vocabulary.labels import CONTROL, TAIL_BELOW, group_of
 
 CAUSES = ("acute", "failure", "leak", "injury", "age", "smoke", "tumour", "scar")
 

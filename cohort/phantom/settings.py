@@ -10,10 +10,10 @@ import numpy as np
 
 from cohort.config import require_values
 from cohort.errors import TailfillError, nearest
-from cohort.labels import CONTROL, GROUPS, group_of
 from cohort.phantom.prevalence import CONTROLS, CORE, FINDINGS, LABELS, NORMAL, base_prevalence, nominal_group
 from cohort.phantom.sites import CASE_MIXES, SITES
 from cohort.tables import SPLITS
+from cohort.vocabulary.labels import CONTROL, GROUPS, group_of
 
 COMMONEST = 0.5
 """Highest share of the images that a finding may have, after case mix and enrichment."""

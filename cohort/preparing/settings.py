@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from cohort.config import path
 from cohort.errors import TailfillError, nearest
-from cohort.labels import LABEL_SPACES, OWN
 from cohort.phantom.settings import PhantomConfig
 from cohort.sources.phantom import PHANTOM_VERSION
+from cohort.vocabulary.labels import LABEL_SPACES, OWN
 
 SPACES: dict[str, tuple[str, ...]] = {
     "nih": ("nih_14", "nih_cxr_lt"), "csv": ("nih_14", *(name for name in LABEL_SPACES if name != "nih_14"), OWN),

@@ -23,10 +23,10 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.labels import CHEXPERT
 from cohort.preparing.people import check_paths, describe_person, parse_view
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.rows import Rows, SourceTable, assemble, flag, read_rows
+from cohort.vocabulary.labels import CHEXPERT
 
 FILES = {"train": "train.csv", "val": "valid.csv", "test": "test.csv"}
 PEOPLE = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")

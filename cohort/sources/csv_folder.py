@@ -15,10 +15,10 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.labels import LABEL_SPACES, OWN, LabelSpace
 from cohort.preparing.people import check_paths, describe_person, patient_ids
 from cohort.preparing.settings import CsvColumns, PrepareConfig
 from cohort.sources.rows import Rows, SourceTable, assemble, flag, positions, read_header, read_rows
+from cohort.vocabulary.labels import LABEL_SPACES, OWN, LabelSpace
 
 VALUES: dict[str, int | None] = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "": None}
 """How a label column may be written, the floats that pandas makes of integers with gaps included."""

@@ -24,12 +24,12 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.errors import TailfillError, nearest
-from cohort.labels import CXR_LT_2023, CXR_LT_2024, CXR_LT_2024_GOLD, CXR_LT_2024_UNSEEN, UNSEEN, LabelSpace
 from cohort.preparing.mimic_people import join_people
 from cohort.preparing.people import check_paths, describe_person, parse_id, parse_view, patient_ids
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.nih import zero_or_one
 from cohort.sources.rows import Rows, SourceTable, assemble, find_one, flag, read_header, read_rows
+from cohort.vocabulary.labels import CXR_LT_2023, CXR_LT_2024, CXR_LT_2024_GOLD, CXR_LT_2024_UNSEEN, UNSEEN, LabelSpace
 
 SPACES: dict[tuple[int, int], LabelSpace] = {
     (2023, 1): CXR_LT_2023, (2024, 1): CXR_LT_2024, (2024, 2): CXR_LT_2024_GOLD, (2024, 3): CXR_LT_2024_UNSEEN,

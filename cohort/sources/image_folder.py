@@ -21,10 +21,10 @@ import pandas as pd
 import pyarrow as pa
 
 from cohort.errors import TailfillError
-from cohort.labels import OWN, LabelSpace
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.csv_folder import SPLITS, choose_space, label_columns, person_columns, read_columns
 from cohort.sources.rows import LINES, Rows, SourceTable, read_header, read_rows
+from cohort.vocabulary.labels import OWN, LabelSpace
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"

@@ -21,7 +21,6 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.labels import CHEXPERT
 from cohort.preparing.mimic_people import join_people
 from cohort.preparing.people import describe_person, patient_ids
 from cohort.preparing.settings import PrepareConfig
@@ -29,6 +28,7 @@ from cohort.sources.chexpert import mention_reader
 from cohort.sources.csv_folder import read_split
 from cohort.sources.cxr_lt import CODED_VIEW, fill_view, read_study
 from cohort.sources.rows import BadRow, SourceTable, assemble, by_line, find_one, read_rows
+from cohort.vocabulary.labels import CHEXPERT
 
 TABLES = {"metadata": "mimic-cxr-*-metadata.csv", "labels": "mimic-cxr-*-chexpert.csv",
           "split": "mimic-cxr-*-split.csv"}

@@ -23,10 +23,10 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.labels import LABEL_SPACES, NIH_14, LabelSpace
 from cohort.preparing.people import check_paths, check_relative, describe_person, parse_id, patient_ids
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.rows import BadRow, Rows, SourceTable, assemble, by_line, find_one, flag, read_rows
+from cohort.vocabulary.labels import LABEL_SPACES, NIH_14, LabelSpace
 
 LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 SPLIT_FILES = {"train": "train_val_list.txt", "test": "test_list.txt"}

@@ -25,11 +25,11 @@ import numpy as np
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.labels import PADCHEST
 from cohort.preparing.people import OLDEST, check_paths, describe_person, patient_ids
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.rows import LINES, BadRow, Rows, SourceTable, assemble, by_line, find_one, int8, read_rows
 from cohort.vocabulary.findings import names_of
+from cohort.vocabulary.labels import PADCHEST
 
 TABLE = "PADCHEST_chest_x_ray_images_labels_160K*.csv"
 COLUMNS = ("ImageID", "ImageDir", "StudyDate_DICOM", "StudyID", "PatientID", "PatientBirth", "PatientSex_DICOM",

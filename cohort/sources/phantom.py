@@ -17,7 +17,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from cohort.errors import TailfillError
-from cohort.labels import LabelSpace
 from cohort.phantom.cases import Case, draw_cases
 from cohort.phantom.exam import Exam
 from cohort.phantom.prevalence import base_prevalence
@@ -26,6 +25,7 @@ from cohort.phantom.settings import PhantomConfig
 from cohort.phantom.sites import CASE_MIXES
 from cohort.sources.rows import SourceTable, to_frame
 from cohort.stage import write_atomically
+from cohort.vocabulary.labels import LabelSpace
 
 PHANTOM_VERSION = 1
 """Raised whenever the same settings come to mean other cases or other pixels; part of the fingerprint."""

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from cohort.errors import TailfillError, nearest
-from cohort.labels import LabelSpace
+from cohort.vocabulary.labels import LabelSpace
 
 T = TypeVar("T")
 LINES = 1 << 32

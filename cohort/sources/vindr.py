@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.labels import VINDR
 from cohort.preparing.people import check_paths
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.csv_folder import label_columns, read_value
 from cohort.sources.rows import SourceTable, assemble, flag, read_header, read_rows
+from cohort.vocabulary.labels import VINDR
 
 FILES = {"train": "image_labels_train.csv", "test": "image_labels_test.csv"}
 

@@ -21,11 +21,11 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.errors import TailfillError
-from cohort.labels import LABEL_SPACES, OWN, LabelSpace
 from cohort.preparing.settings import PrepareConfig
 from cohort.sources.rows import SourceTable
 from cohort.tables import Cohort, load_cohort
 from cohort.vocabulary.findings import canonical_names
+from cohort.vocabulary.labels import LABEL_SPACES, OWN, LabelSpace
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort.labels import count_labels
 from cohort.stage import Stage, require
 from cohort.tables import SPLITS, Cohort, cohort_schema, load_cohort, load_further, write_table
+from cohort.vocabulary.labels import count_labels
 from cohort.withholding.thinning import thin, thinning_rows
 
 log = logging.getLogger(__name__)

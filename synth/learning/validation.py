@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from classify.figures.sheets import contact_sheet
 from classify.learning.training import step_generator
-from classify.sheets import contact_sheet
 from cohort.tables import Cohort
 from prompts.phrases import phrase
 from synth.learning.denoiser import Batch, denoising_loss, sample_latents

@@ -15,8 +15,8 @@ from classify.train import Job, train
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.pipeline import STAGES, fold_seeds
+from cohort.preparing.splits import deal_folds
 from cohort.provenance import FILE, hash_patients
-from cohort.splits import deal_folds
 from cohort.status import needed_folders
 from cohort.tables import predictions_schema, read_table
 

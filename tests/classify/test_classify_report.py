@@ -14,6 +14,7 @@ from fabricated_run import TOO_FEW, build_run
 
 import cohort.stage
 from classify import report
+from classify.figures.sheets import contact_sheet
 from classify.pages.accounts import scarcity_chapter
 from classify.pages.arms import row_name
 from classify.pages.blocks import signed
@@ -21,7 +22,6 @@ from classify.pages.evidence import load_evidence
 from classify.pages.limits import limits
 from classify.pages.results import headline
 from classify.report import ReportConfig, render
-from classify.sheets import contact_sheet
 from cohort.config import Run
 from cohort.errors import TailfillError, run_command
 

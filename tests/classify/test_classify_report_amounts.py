@@ -13,9 +13,9 @@ import cohort.stage
 from classify.arms.amounts import split_amount
 from classify.comparison.amounts import COLUMNS
 from classify.comparison.pairs import rivals_of
+from classify.figures.plots import arm_series
 from classify.pages.amounts import amount_chapters, held
 from classify.pages.evidence import Evidence, load_evidence
-from classify.plots import arm_series
 from classify.report import ReportConfig, render
 
 ARMS = ("real", "duplicate", "synthetic", "oracle", "duplicate-0.5x", "synthetic-0.5x", "duplicate-2x", "synthetic-2x")

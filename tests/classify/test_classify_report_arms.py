@@ -11,13 +11,13 @@ from fabricated_run import ALL_ARMS, CONTROLLED, build_run
 
 import cohort.stage
 from classify.comparison.pairs import ABOUT, rivals_of, slot_rivals
+from classify.figures.plots import Axis, Interval, Row, row_plot
 from classify.pages.arms import arm_forests, arm_table, recovered_plots, recovered_tables
 from classify.pages.blocks import signed
 from classify.pages.cautions import control_chapters
 from classify.pages.evidence import Evidence, load_evidence
 from classify.pages.limits import limits
 from classify.pages.summary import summary
-from classify.plots import Axis, Interval, Row, row_plot
 from classify.report import ReportConfig, render
 
 ABOUT_COHORT = {"site": "A", "enrichment": {"val": 1.0, "test": 10.0}, "label_noise": 0.05,

@@ -12,9 +12,9 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from classify.score import main, read_stage, read_submission
 from cohort.errors import TailfillError, run_command
-from cohort.labels import CXR_LT_2024, UNSEEN
 from cohort.prepare import main as prepare
 from cohort.tables import Cohort, load_cohort
+from cohort.vocabulary.labels import CXR_LT_2024, UNSEEN
 
 
 def run(entry: object, *argv: object) -> int:

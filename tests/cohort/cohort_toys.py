@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cohort.errors import run_command
-from cohort.labels import NIH_14
+from cohort.vocabulary.labels import NIH_14
 
 HEADER_2020 = ("Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
                "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]")

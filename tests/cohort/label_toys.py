@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.labelling.deriving import asked_findings
-from cohort.labels import CHEXPERT
+from cohort.vocabulary.labels import CHEXPERT
 
 KEY = "sk-very-secret-4711"
 NAMES = asked_findings(CHEXPERT.labels)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cohort.labels import CHEXPERT, NIH_CXR_LT, VINDR
 from cohort.vocabulary.findings import names_of
+from cohort.vocabulary.labels import CHEXPERT, NIH_CXR_LT, VINDR
 
 N = 60
 RNG = np.random.default_rng(0)

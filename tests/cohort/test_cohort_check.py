@@ -13,10 +13,10 @@ from scipy.ndimage import gaussian_filter
 from cohort.checking import twins
 from cohort.checking.forest import Forest
 from cohort.checking.reading import detail_of, hash_pixels, read_images
-from cohort.labels import CXR_LT_2024_UNSEEN, UNSEEN
 from cohort.pixels import open_grey
 from cohort.stage import Stage
 from cohort.tables import cohort_schema, plan_schema, write_table
+from cohort.vocabulary.labels import CXR_LT_2024_UNSEEN, UNSEEN
 
 LABELS = ["Effusion", "Mass"]
 SIZE = 96

@@ -31,7 +31,7 @@ from cohort.labelling.prompting import (
     to_mentions,
 )
 from cohort.labelling.settings import EndpointConfig, PromptConfig
-from cohort.labels import CHEXPERT
+from cohort.vocabulary.labels import CHEXPERT
 
 RIGHT = ("good", "state500-once", "state503-once", "state429-once", "stall-once", "body-once", "short-once",
          "nonsense-once", "cut-once")

@@ -16,10 +16,10 @@ from cohort.labelling.cues import find_cues
 from cohort.labelling.deriving import asked_findings, overall_status, to_labels
 from cohort.labelling.rules import Mention, find_mentions
 from cohort.labelling.sections import read_sentences, split_sections
-from cohort.labels import CXR_LT_2024, LABEL_SPACES
 from cohort.prepare import main as prepare
 from cohort.tables import load_cohort
 from cohort.vocabulary.findings import findings
+from cohort.vocabulary.labels import CXR_LT_2024, LABEL_SPACES
 from cohort.vocabulary.phrases import compile_phrase, wordings_of_reports
 
 ALL = tuple(wordings_of_reports())

@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import hypergeom
 
 from cohort.errors import TailfillError
-from cohort.labels import CONTROL
 from cohort.phantom.cases import Case, draw_cases
 from cohort.phantom.prevalence import CONTROLS, CORE, FINDINGS, LABELS, NORMAL, base_prevalence, nominal_group
 from cohort.phantom.settings import PhantomConfig
 from cohort.phantom.sites import CASE_MIXES, SITES
+from cohort.vocabulary.labels import CONTROL
 
 TAIL = [label for label in LABELS if nominal_group(label) == "tail"]
 N = 40_000

@@ -9,9 +9,9 @@ import pytest
 from cohort_toys import run_as_command, toy_rows, write_image
 from PIL import Image
 
-from cohort.labels import NIH_14
 from cohort.prepare import main
 from cohort.tables import Cohort, load_cohort
+from cohort.vocabulary.labels import NIH_14
 
 OWN = ("--label-space", "own", "--columns.labels", '["Scoliosis","Free air"]')
 

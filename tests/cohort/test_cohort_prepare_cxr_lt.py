@@ -7,10 +7,10 @@ import pytest
 from cohort_toys import run_as_command
 from make_cxr_lt_tables import write_tables
 
-from cohort.labels import CXR_LT_2023, CXR_LT_2024, CXR_LT_2024_GOLD, UNSEEN
 from cohort.prepare import main
 from cohort.stage import read_stamp
 from cohort.tables import Cohort, load_cohort
+from cohort.vocabulary.labels import CXR_LT_2023, CXR_LT_2024, CXR_LT_2024_GOLD, UNSEEN
 
 CLASSES = Path(__file__).parents[3] / "shared" / "reference" / "cxr_lt_2024_classes.csv"
 N = 600

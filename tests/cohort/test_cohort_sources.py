@@ -9,13 +9,13 @@ import pytest
 from cohort_toys import run_as_command, write_image
 from source_toys import WRITERS, N, write_chexpert, write_images, write_mimic, write_padchest, write_vindr
 
-from cohort.labels import CHEXPERT, NIH_CXR_LT
 from cohort.prepare import main
 from cohort.preparing.decoding import find_unreadable
 from cohort.preparing.settings import USES
 from cohort.stage import read_stamp
 from cohort.tables import Cohort, load_cohort
 from cohort.vocabulary.findings import names_of
+from cohort.vocabulary.labels import CHEXPERT, NIH_CXR_LT
 
 
 def prepared(command: list[object], out: Path, *flags: object) -> Cohort:

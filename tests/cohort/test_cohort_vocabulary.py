@@ -7,11 +7,11 @@ import pytest
 from cohort_toys import run_as_command
 from source_toys import write_chexpert, write_long_tail
 
-from cohort.labels import CHEXPERT, LABEL_SPACES, NIH_CXR_LT
 from cohort.prepare import main
 from cohort.stage import read_stamp
 from cohort.tables import load_cohort
 from cohort.vocabulary.findings import SOURCES, canonical_names, findings, names_of, wordings
+from cohort.vocabulary.labels import CHEXPERT, LABEL_SPACES, NIH_CXR_LT
 
 
 def test_every_label_of_every_space_has_an_entry_and_words() -> None:

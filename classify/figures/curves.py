@@ -1,4 +1,4 @@
-"""Lines as inline SVG: training curves in small panels, and the dose-response. Drawn as in ``classify/plots.py``.
+"""Lines as inline SVG: training curves in small panels, and the dose-response. Drawn as in ``classify.figures.plots``.
 
 Not promised: an axis in the true scale of a dose-response's amounts; they stand side by side, smallest first.
 """
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from classify.plots import (
+from classify.figures.plots import (
     FONT,
     INK,
     MARKERS,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from cohort.errors import TailfillError
-from cohort.splits import Dealer, rarest_label, split_patients
+from cohort.preparing.splits import Dealer, rarest_label, split_patients
 
 LABELS = ["a", "b", "c"]
 SHARES = {"test": 0.2, "val": 0.15}

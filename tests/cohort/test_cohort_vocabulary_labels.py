@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from cohort.errors import TailfillError
-from cohort.labels import NIH_14, LabelSpace, assign_groups, count_labels, prevalence
+from cohort.vocabulary.labels import NIH_14, LabelSpace, assign_groups, count_labels, prevalence
 
 
 def frame_of(positives: dict[str, int], *, n: int, unknown: int = 0) -> pd.DataFrame:

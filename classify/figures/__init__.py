@@ -1,0 +1,1 @@
+"""Plots and contact sheets, for pages and for the eye."""
