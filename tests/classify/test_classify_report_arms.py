@@ -134,7 +134,7 @@ def test_the_summary_is_short_and_complete(evidence: Evidence, plain: Evidence, 
     assert len(lines) <= 15
     assert max(map(len, lines)) <= 120
     start = lines.index(chosen.verdict["sentences"][0])
-    assert " ".join(lines[:start]) == "caution: " + top_cautions(chosen.cohort_extra)[0]  # the fabricated run has no ids
+    assert " ".join(lines[:start]) == "caution: " + top_cautions(chosen.cohort_extra)[0]  # it has no ids
     lines = lines[start:]
     assert ("recovers 56 %" in lines[1]) == full
     assert [line.split(",")[0] for line in lines[4:7]] == ["head", "medium", "tail"]
