@@ -29,7 +29,7 @@ import pandas as pd
 import yaml
 
 from cohort.checking.found import CHECKS, LEAK, SCHEMA, SEVERITIES, Found, as_table
-from cohort.checking.images import LEAST_NCC, check_files, check_pairs
+from cohort.checking.images import check_files, check_pairs, least_ncc
 from cohort.checking.labels import check_labels, check_patients, check_plan, check_texts, read_reports, unseen_of
 from cohort.checking.reading import Readings, hash_listing, read_images
 from cohort.errors import TailfillError, run_command
@@ -55,13 +55,14 @@ class CheckConfig:
     """Classes that nothing may have learnt; none: task 3's, in a cohort of its label space."""
     images: bool = True
     """Whether images are read; without, only tables are checked."""
-    least_ncc: float = LEAST_NCC
-    """Correlation from which on two pictures are one; .5 to 1."""
+    least_ncc: float | None = None
+    """Correlation from which on two pictures are one; .5 to 1. None: .9, or more where patients resemble one another
+    as much (``cohort.checking.resemblance``)."""
     threads: int = 2
     """Threads that decode images, 1 or more; no part of the result."""
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.least_ncc <= 1:
+        if self.least_ncc is not None and not 0.5 <= self.least_ncc <= 1:
             raise TailfillError(f"--least-ncc is {self.least_ncc}; wanted: .5 to 1")
         if self.threads < 1:
             raise TailfillError(f"--threads is {self.threads}; wanted: 1 or more")
@@ -140,11 +141,11 @@ def require_some(frame: pd.DataFrame, readings: Readings, folder: Path) -> int:
     return compared
 
 
-def describe(table: pd.DataFrame, cohorts: dict[str, Cohort], compared: int) -> str:
-    """``checks.txt``: what was looked at, then each check with its first findings; ``compared``: images, 0 for none."""
+def describe(table: pd.DataFrame, cohorts: dict[str, Cohort], images: str) -> str:
+    """``checks.txt``: what was looked at (``images``: how they were), then each check with its first findings."""
     sizes = ", ".join(f"{role} {len(cohort.frame):,} images of {cohort.frame['patient_id'].nunique():,} patients"
                       for role, cohort in cohorts.items())
-    lines = [f"{sizes}; {f'{compared:,} of them compared' if compared else 'images were not read'}"]
+    lines = [f"{sizes}; {images}"]
     for check, meaning in CHECKS.items():
         part = table[table["check"] == check]
         if part.empty:
@@ -166,18 +167,20 @@ def check(subject: Subject, config: CheckConfig) -> int:
         "unseen": list(config.unseen), "least_ncc": config.least_ncc,
         "images": hash_listing(paths) if config.images else None})
     if not stage.is_complete():
-        found, compared = check_tables(subject, cohorts, config), 0
+        found, compared, least = check_tables(subject, cohorts, config), 0, 1.0
         stage.begin()
         outputs = [TABLE, TEXT]
         if config.images:
             readings = read_images(paths, threads=config.threads, blocks=subject.out / BLOCKS)
             compared = require_some(frame, readings, subject.folders["cohort"])
-            found += check_files(frame, readings) + check_pairs(frame, readings, least=config.least_ncc)
+            least = config.least_ncc or least_ncc(frame, readings)
+            found += check_files(frame, readings) + check_pairs(frame, readings, least=least)
             write_table(image_table(frame, readings), subject.out / IMAGES)
             outputs.append(IMAGES)
         table = as_table(found)
         write_table(table, subject.out / TABLE, SCHEMA)
-        write_atomically(subject.out / TEXT, describe(table, cohorts, compared).encode())
+        said = f"{compared:,} of them compared, one picture from NCC {least:.3f} on" if compared else "not read"
+        write_atomically(subject.out / TEXT, describe(table, cohorts, f"images: {said}").encode())
         counts = {severity: int((table["severity"] == severity).sum()) for severity in SEVERITIES}
         stage.finish(outputs=outputs, counts={"found": len(table), **counts})
         shutil.rmtree(subject.out / BLOCKS, ignore_errors=True)
@@ -193,7 +196,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[Subject, CheckConfig]:
     parser.add_argument("--out", type=Path, help="folder to write")
     parser.add_argument("--unseen", nargs="+", default=[], metavar="LABEL", help="classes that nothing may have learnt")
     parser.add_argument("--reports", type=Path, help="CSV of reports by image_id or study_id")
-    parser.add_argument("--least-ncc", type=float, default=LEAST_NCC, help="from which on two pictures are one")
+    parser.add_argument("--least-ncc", type=float, help="from which on two pictures are one; default: as is ordinary")
     parser.add_argument("--threads", type=int, default=2, help="threads that decode images")
     parser.add_argument("--no-images", action="store_true", help="check tables only")
     options = parser.parse_args(argv)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cohort.checking.found import LEAK, NOTE, WARNING, Found
 from cohort.checking.reading import LOW_CONTRAST, Readings
+from cohort.checking.resemblance import ordinary, threshold_above
 from cohort.checking.twins import exact_groups, find_near
 
 LEAST_NCC = 0.9
@@ -37,13 +38,27 @@ def check_files(frame: pd.DataFrame, readings: Readings) -> list[Found]:
     return found
 
 
+def least_ncc(frame: pd.DataFrame, readings: Readings) -> float:
+    """NCC from which on two pictures of this cohort are one: ``LEAST_NCC``, or more where different patients reach it.
+
+    ``frame`` as in ``check_files``.
+    """
+    seen = ordinary(readings.details, usable=readings.usable, groups=groups_of(frame, "patient_id"))
+    return max(LEAST_NCC, threshold_above(seen))
+
+
+def groups_of(frame: pd.DataFrame, *columns: str) -> NDArray[np.intp]:
+    """int (n,): rows of one number agree in ``columns``."""
+    keys = frame[list(columns)].agg("\t".join, axis=1)
+    return np.unique(keys.to_numpy(dtype=str), return_inverse=True)[1]
+
+
 def check_pairs(frame: pd.DataFrame, readings: Readings, *, least: float) -> list[Found]:
     """Exact and near-duplicates, and the patients that they show to have two ids.
 
     ``frame`` as in ``check_files``; ``least``: NCC from which on a pair is a near-duplicate, -1 to 1.
     """
-    keys = frame[["cohort", "patient_id", "split"]].agg("\t".join, axis=1)
-    groups = np.unique(keys.to_numpy(dtype=str), return_inverse=True)[1]
+    groups = groups_of(frame, "cohort", "patient_id", "split")
     pairs = [(a, b, 1.0, "exact_duplicate") for a, b in exact_pairs(frame, readings)]
     known = {(a, b) for a, b, *_ in pairs}
     same = first_of_equals(readings)

@@ -123,7 +123,7 @@ class Gallery:
 
     def describe(self, seen: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 (n, COARSE, COARSE) -> (n, k)."""
-        return np.asarray((_unit(seen) - self.centre) @ self.axes, dtype=np.float32)
+        return np.asarray((unit(seen) - self.centre) @ self.axes, dtype=np.float32)
 
     def near(self, seen: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Positions in ``seen``, and those of images within ``RADIUS`` of them."""
@@ -165,7 +165,7 @@ def finalists(
 def components(small: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
     """``centre``, (256,), and ``axes``, (256, k), of images at ``COARSE``, on each of which they have variance 1."""
     chosen = np.unique(np.linspace(0, len(small) - 1, min(SAMPLE, len(small))).astype(int))
-    flat = _unit(small[chosen])
+    flat = unit(small[chosen])
     centre = flat.mean(axis=0)
     _, spread, axes = np.linalg.svd(flat - centre, full_matrices=False)
     k = min(COMPONENTS, len(spread))
@@ -205,12 +205,12 @@ def refine(image: NDArray[np.int8], other: NDArray[np.int8], window: Window, *, 
 
     Finer steps are not tried where the coarser ones have not come above ``hopeless``.
     """
-    target, source = _unit(other.astype(np.float32)[None])[0], image.astype(np.float32)
+    target, source = unit(other.astype(np.float32)[None])[0], image.astype(np.float32)
 
     def score(where: Window) -> float:
         left, width, top, height = where
         shown = areas(top, height, SIDE) @ source @ areas(left, width, SIDE).T
-        return min(float(_unit(shown[None])[0] @ target) / target.size, 1.0)  # rounding of float32
+        return min(float(unit(shown[None])[0] @ target) / target.size, 1.0)  # rounding of float32
 
     best, value = window, score(window)
     for step in MOVES:
@@ -229,7 +229,7 @@ def refine(image: NDArray[np.int8], other: NDArray[np.int8], window: Window, *, 
     return value
 
 
-def _unit(seen: NDArray[np.floating]) -> NDArray[np.float32]:
+def unit(seen: NDArray[np.floating]) -> NDArray[np.float32]:
     """(n, s, s) -> (n, s * s), each of mean 0 and variance 1."""
     flat = seen.reshape(len(seen), int(np.prod(seen.shape[1:])))
     flat = flat - flat.mean(axis=1, keepdims=True)
@@ -238,4 +238,4 @@ def _unit(seen: NDArray[np.floating]) -> NDArray[np.float32]:
 
 def _ncc(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.float64]:
     """Normalised cross-correlation of each pair, (n, s, s) each -> (n,)."""
-    return np.asarray((_unit(a) * _unit(b)).mean(axis=1), dtype=np.float64)
+    return np.asarray((unit(a) * unit(b)).mean(axis=1), dtype=np.float64)
