@@ -236,6 +236,7 @@ def metrics_chapter(evidence: Evidence) -> Chapter:
     chosen = table[(table["split"] == "test") & (table["weights"] == weights)]
     blocks = [_metric_table(evidence, chosen[chosen["metric"] == metric], str(metric))
               for metric in dict.fromkeys(chosen["metric"]) if metric != evidence.endpoint["metric"]]
+    blocks += [_weights_table(evidence, table)] if table["weights"].nunique() > 1 else []
     sentence, members = evidence.verdict.get("members"), member_tables(evidence)
     return Chapter(
         anchor="metrics", title="Ranking, decisions, calibration", blocks=(*members, *blocks),
@@ -245,6 +246,19 @@ def metrics_chapter(evidence: Evidence) -> Chapter:
                f"{weights} weights.", *([str(sentence)] if sentence else [])),
         sources=("comparison/metrics.parquet", *(["comparison/members.parquet"] if members else [])),
     )
+
+
+def _weights_table(evidence: Evidence, table: pd.DataFrame) -> Table:
+    """The endpoint's metric by the moving average of the weights and by the last ones, means over seeds."""
+    metric, notes = evidence.endpoint["metric"], Notes()
+    chosen = table[(table["split"] == "test") & (table["metric"] == metric)]
+    means = chosen.groupby(["weights", "arm", "label"])["value"].mean()  # NaN where no seed has a value
+
+    def value(arm: str, name: str) -> str:
+        both = [means.get((weights, arm, name)) for weights in ("ema", "raw")]
+        return notes.dash("undefined") if any(map(is_null, both)) else " / ".join(number(one) for one in both)
+
+    return _result_table(evidence, title=f"{metric} by averaged (EMA) / last weights", value=value, notes=notes)
 
 
 def _metric_table(evidence: Evidence, table: pd.DataFrame, metric: str) -> Table:

@@ -60,3 +60,16 @@ def test_what_is_undefined_has_its_reason(run):
     assert table.rows[0][2] == "— (a)"
     assert table.notes == ("(a) no positives",)
     assert "undefined on test" in model_sentence(members(undefined="tail"), arm="real", group="tail", metric="AP")
+
+
+def test_averaged_and_last_weights_stand_side_by_side(run):
+    evidence = load_evidence(run)
+    table = metrics_chapter(evidence).blocks[-1]
+    assert table.title == "AP by averaged (EMA) / last weights"
+    row = next(cells for cells in table.rows if cells[0].startswith("Tail"))
+    place = table.columns.index("synthetic")
+    shown = evidence.metrics.query("split == 'test' and metric == 'AP' and label == 'tail' and arm == 'synthetic'")
+    means = shown.groupby("weights")["value"].mean()
+    assert row[place] == f"{means['ema']:.3f} / {means['raw']:.3f}"
+    alone = replace(evidence, metrics=evidence.metrics[evidence.metrics["weights"] == "ema"])
+    assert not any("EMA" in block.title for block in metrics_chapter(alone).blocks)
