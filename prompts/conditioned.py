@@ -69,16 +69,18 @@ def _match(
     It has the source's view, and its sex where such a candidate exists; among those used least so far it is the
     nearest in age, so that a few images do not serve as negatives again and again.
     """
-    view, sex, age = train["view"].fillna(""), train["sex"].fillna(""), train["age"].to_numpy(np.float64)
-    looks = list(zip(view, sex, strict=True))
-    pools: dict[tuple[bytes, str, str], list[int]] = {}
-    for row in candidates:
-        for who in (looks[row][1], ANY):
-            pools.setdefault((matrix[row].tobytes(), looks[row][0], who), []).append(int(row))
-    used = np.zeros(len(train), np.int64)
     chosen = np.full(len(sources), FROM_NOISE)
+    if not len(sources):  # nearly every plan: no image starts from a real one
+        return chosen
+    view, sex = (train[key].fillna("").to_numpy(object) for key in ("view", "sex"))
+    age = train["age"].to_numpy(np.float64)
+    pools: dict[tuple[bytes, object, object], list[int]] = {}
+    for row in candidates[np.isin(_as_scalars(matrix[candidates]), _as_scalars(wanted))]:
+        for who in (sex[row], ANY):
+            pools.setdefault((matrix[row].tobytes(), view[row], who), []).append(int(row))
+    used = np.zeros(len(train), np.int64)
     for i, source in enumerate(sources):
-        keys = [(wanted[i].tobytes(), looks[source][0], who) for who in (looks[source][1], ANY)]
+        keys = [(wanted[i].tobytes(), view[source], who) for who in (sex[source], ANY)]
         pool = np.array(next((pools[key] for key in keys if key in pools), []), np.int64)
         if len(pool):
             fresh = pool[used[pool] == used[pool].min()]
@@ -86,3 +88,10 @@ def _match(
             chosen[i] = fresh[np.argmin(np.where(np.isnan(apart), np.inf, apart))]
             used[chosen[i]] += 1
     return chosen
+
+
+def _as_scalars(vectors: np.ndarray) -> np.ndarray:
+    """One scalar per row of bool (n, L), equal where the rows are: (n,)."""
+    packed = np.packbits(vectors.astype(bool), axis=1)
+    scalars: np.ndarray = np.ascontiguousarray(packed).view(f"V{packed.shape[1]}").ravel()
+    return scalars
