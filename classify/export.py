@@ -26,6 +26,7 @@ from typing import Any
 import pandas as pd
 
 from classify.exporting.bundle import CONFIG, MODEL, Bundle, check_bundle, config_of
+from classify.exporting.licences import check_licence
 from classify.exporting.measured import cohort_of, decisions_of, metric_table, read_own, views_of
 from classify.exporting.model_card import write_card
 from classify.learning.models import WEIGHTS, load_card
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line; argparse leaves with code 2 on a mistake, ``TailfillError`` for an empty licence."""
+    """The command line; argparse leaves with code 2 on a mistake, ``TailfillError`` for a wrong licence or seed."""
     parser = argparse.ArgumentParser(prog="python -m classify.export", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trained", type=Path, required=True, help="the training run, RUN/train/ARM/seed_N")
@@ -46,8 +47,9 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--weights", choices=WEIGHTS, default="ema", help="which of its weights")
     parser.add_argument("--seed", type=int, default=0, help="of the resampled patients, 0 or more")
     options = parser.parse_args(argv)
-    if not options.licence.strip() or options.seed < 0:
-        raise TailfillError(f"--licence is {options.licence!r}, --seed {options.seed}; wanted: words, 0 or more")
+    check_licence(options.licence)
+    if options.seed < 0:
+        raise TailfillError(f"--seed is {options.seed}; wanted: 0 or more")
     return options
 
 
@@ -65,7 +67,8 @@ def describe_training(trained: Path, *, weights: str) -> dict[str, Any]:
 
 def export(trained: Path, out: Path, *, licence: str, weights: str = "ema", seed: int = 0) -> None:
     """Write the folder; raises ``TailfillError``, with nothing written, for whatever is missing or does not fit."""
-    if out.exists():
+    licence = check_licence(licence)
+    if os.path.lexists(out):
         raise TailfillError(f"{out}: is there already; wanted: a folder that is not")
     cohort, card = cohort_of(trained), load_card(trained)
     card.require_labels(cohort.labels, where=trained)
@@ -77,8 +80,8 @@ def export(trained: Path, out: Path, *, licence: str, weights: str = "ema", seed
     metrics = metric_table(scored, cohort, decisions, seed=seed)
     prepared = require(cohort.folder, "cohort")
     about = describe_training(trained, weights=weights) | {"laterals": prepared["config"].get("laterals", "keep")}
-    text = write_card(bundle, cohort, prepared, metrics, licence=licence.strip(), about=about)
-    config = config_of(bundle, sha256=hash_file(source), about=about | {"licence": licence.strip()})
+    text = write_card(bundle, cohort, prepared, metrics, licence=licence, about=about)
+    config = config_of(bundle, sha256=hash_file(source), about=about | {"licence": licence})
     write_folder(out, source, config, metrics, text)
     log.info("export: %s of %s: %d labels, %s", weights, trained, len(card.labels), out)
 

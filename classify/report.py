@@ -22,7 +22,7 @@ import jinja2
 
 from classify.pages.accounts import cost_chapter, curves_chapter, scarcity_chapter, settings_chapter
 from classify.pages.amounts import amount_chapters
-from classify.pages.blocks import Chapter
+from classify.pages.blocks import Chapter, plain
 from classify.pages.cautions import control_chapters, signature_chapters, top_cautions
 from classify.pages.evidence import Evidence, load_evidence, report_inputs
 from classify.pages.limits import limits
@@ -102,14 +102,8 @@ def lay_out(shown: dict[str, Any]) -> dict[str, str]:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=lambda name: name is not None and "html" in name,
     )
-    pages.filters |= {"md": escape_markdown, "capitalize_first": lambda text: text[:1].upper() + text[1:]}
+    pages.filters |= {"md": plain, "capitalize_first": lambda text: text[:1].upper() + text[1:]}
     return {name: pages.get_template(f"{name}.j2").render(shown) for name in ("report.html", "report.md")}
-
-
-def escape_markdown(text: object) -> str:
-    """Text that no Markdown renderer takes for markup: on one line, with HTML and Markdown's signs escaped."""
-    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)
 
 
 def write_report(evidence: Evidence, config: ReportConfig, stage: Stage) -> None:

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from cohort.checking.found import CHECKS, LEAK, SCHEMA, SEVERITIES, Found, as_table
 from cohort.checking.images import check_files, check_pairs, least_ncc
 from cohort.checking.labels import check_labels, check_patients, check_plan, check_texts, read_reports, unseen_of
 from cohort.checking.reading import Readings, hash_listing, read_images
+from cohort.config import load_yaml
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import read_stamp
 from cohort.stage import PARTIAL, Stage, require, write_atomically
@@ -85,7 +85,7 @@ class Subject:
 
 
 def find_subject(folder: Path, *, out: Path | None, reports: Path | None) -> Subject:
-    """The cohorts and the plan of a run, or a cohort by itself; raises ``TailfillError`` when there is no cohort."""
+    """The cohorts and the plan of a run, or a cohort by itself; raises ``TailfillError`` when there is none."""
     if not folder.is_dir():
         raise TailfillError(f"{folder}: is no folder; wanted: a run, or a prepared cohort")
     if reports is not None and not reports.is_file():
@@ -94,7 +94,7 @@ def find_subject(folder: Path, *, out: Path | None, reports: Path | None) -> Sub
         return Subject(folders={"cohort": folder}, plan=None, reports=reports,
                        out=out or folder.absolute().with_name(f"{folder.absolute().name}_check"))
     file = folder / "config.yaml"
-    config = (yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None) or {}
+    config = load_yaml(file) if file.is_file() else {}
     folders = {"cohort": folder / (config.get("cohort") or "cohort")}
     folders |= {role: folder / role for role in FURTHER if read_stamp(folder / role) is not None}
     plan = folder / "plan" if read_stamp(folder / "plan") is not None else None

@@ -16,8 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cohort.config import load_yaml
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import (
     FILLED,
@@ -84,7 +83,7 @@ def print_status(run: Path) -> None:
     if not run.is_dir():
         raise TailfillError(f"{run}: is no folder; wanted: the folder of a run")
     file = run / "config.yaml"
-    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = load_yaml(file) if file.is_file() else {}
     upcoming = ""
     for stage in STAGES:
         folders = needed_folders(run, stage, config)

@@ -20,6 +20,7 @@ promised: that a licence which was given is right.
 import argparse
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def plan_export(facts: Facts, *, generator: bool, licence: str | None, base_lice
 
 def is_complete(out: Path, export: Export) -> bool:
     """Whether this very export stands in ``out``; raises ``TailfillError`` when something else does."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))

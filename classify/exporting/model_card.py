@@ -4,14 +4,14 @@ Markdown with the header that model hubs read. Numbers come from the export's ow
 Not promised: completeness about the cohort, of which the card knows what its stamp says.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from classify.exporting.bundle import Bundle
-from classify.pages.blocks import DASH, count, is_null, number
+from classify.exporting.licences import licence_header
+from classify.pages.blocks import DASH, count, is_null, number, plain
 from cohort.tables import Cohort
 
 USES = """\
@@ -23,9 +23,6 @@ USE_IT = """\
 
 A probability is `sigmoid(logit / temperature)`; a finding is called present where the logit reaches its threshold. Both
 were chosen on the validation split: the temperature by cross-entropy, one for all labels; each threshold by F1."""
-HUB_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
-                "cc-by-nc-sa-4.0", "openrail", "gpl-3.0")
-"""Licences that hubs know by these names."""
 SHOWN = ("AP", "AUROC", "F1")
 """Metrics of a class in the card's table; all five stand in metrics.parquet."""
 
@@ -40,16 +37,14 @@ def write_card(
         "## What it takes", preprocessing(bundle, about), "## What it has learnt from", training(cohort, stamp, about),
         "## How good it was", quality(metrics, cohort), "## What it cannot say",
         "\n".join(f"- {line}" for line in limits(bundle, cohort, stamp, metrics, about)),
-        "## Licence", f"{licence}, as stated by whoever exported it. The images that it has learnt from have terms of "
-        "their own, which may bind weights, too."]
+        "## Licence", f"{plain(licence)}, as stated by whoever exported it. The images that it has learnt from have "
+        "terms of their own, which may bind weights, too."]
     return "\n\n".join(parts) + "\n"
 
 
 def header(licence: str) -> str:
     """The YAML that hubs read; a licence that is none of theirs is ``other`` with its name."""
-    known = licence.lower() in HUB_LICENCES
-    named = [f"license: {licence.lower()}"] if known else ["license: other", f"license_name: {json.dumps(licence)}"]
-    lines = ["---", *named, "library_name: timm",
+    lines = ["---", *(f"{key}: {value}" for key, value in licence_header(licence).items()), "library_name: timm",
              "pipeline_tag: image-classification", "tags:", "- chest-x-ray", "- multi-label", "- long-tail", "---"]
     return "\n".join(lines)
 
@@ -62,7 +57,7 @@ def preprocessing(bundle: Bundle, about: Mapping[str, Any]) -> str:
             f"squeezed to {card.image_size} x {card.image_size} pixels (bicubic, antialiased, neither padded nor "
             f"cropped), less {card.mean:.6g}, over {card.std:.6g}. Views in training: {views} (policy "
             f"for laterals: {about['laterals']}); a view that is not among them is outside of what it knows. Network: "
-            f"`{card.model}`, head `{card.head}`; {len(card.labels)} labels: {', '.join(card.labels)}.")
+            f"`{card.model}`, head `{card.head}`; {len(card.labels)} labels: {_names(card.labels)}.")
 
 
 def training(cohort: Cohort, stamp: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -91,10 +86,10 @@ def quality(metrics: pd.DataFrame, cohort: Cohort) -> str:
             continue
         group = cohort.groups.get(str(label), "mean")
         reasons = dict.fromkeys(str(text) for text in cells["reason"].dropna())
-        lines.append(f"| {_escaped(label)} | {group} | {count(first['n_positive_images'])} "
+        lines.append(f"| {plain(label)} | {group} | {count(first['n_positive_images'])} "
                      f"({count(first['n_positive_patients'])}) | "
                      + " | ".join(_with_interval(row) for _, row in cells.iterrows())
-                     + f" | {_escaped('; '.join(reasons))} |")
+                     + f" | {plain('; '.join(reasons))} |")
     return "\n".join([head, *lines])
 
 
@@ -108,12 +103,12 @@ def limits(
                      "numbers above may be too good and their intervals too narrow.")
     undecided = [label for label, threshold in bundle.decisions.thresholds.items() if threshold is None]
     if undecided:
-        found.append(f"No validation image has {', '.join(undecided)}: no threshold, and no decision.")
+        found.append(f"No validation image has {_names(undecided)}: no threshold, and no decision.")
     if bundle.decisions.temperature is None:
         found.append("No temperature could be fitted: probabilities are not calibrated.")
     few = metrics[(metrics["metric"] == "AP") & metrics["label"].isin(cohort.labels) & metrics["ci_low"].isna()]
     if len(few):
-        found.append(f"Too few positive test patients for an interval: {', '.join(few['label'])}.")
+        found.append(f"Too few positive test patients for an interval: {_names(few['label'])}.")
     if about["provenance"] != "this run":
         found.append("The weights that training started from have seen images that nobody has named, test patients "
                      "perhaps among them.")
@@ -131,5 +126,5 @@ def _with_interval(row: pd.Series) -> str:
                                    f" ({number(row['ci_low'])} to {number(row['ci_high'])})")
 
 
-def _escaped(text: object) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+def _names(labels: Iterable[str]) -> str:
+    return ", ".join(map(plain, labels))

@@ -4,6 +4,7 @@ A chapter is data; the two templates only lay it out, so HTML and Markdown show 
 a dash with a letter, and the letter is explained below the table: nothing is left blank without a reason.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,3 +84,9 @@ def signed(value: Any, digits: int = 3) -> str:
 def count(value: Any) -> str:
     """Whole number with thousands separated; a dash for null."""
     return DASH if is_null(value) else f"{int(value):,}"
+
+
+def plain(text: object) -> str:
+    """Text that no Markdown renderer takes for markup: on one line, with HTML and Markdown's signs escaped."""
+    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", line)

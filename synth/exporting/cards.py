@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from classify.pages.blocks import count, number
+from classify.exporting.licences import licence_header
+from classify.pages.blocks import count, number, plain
 from synth.exporting.facts import Facts
-from synth.exporting.rights import licence_header
 from synth.exporting.words import (
     about_cohort,
     about_copies,
@@ -18,7 +18,6 @@ from synth.exporting.words import (
     about_generator,
     about_rights,
     code,
-    plain,
     table,
     with_header,
 )
@@ -69,7 +68,8 @@ def about_columns(facts: Facts) -> str:
             "- `strength`: of noise, where it was drawn from a real radiograph; null where from pure noise\n"
             f"- one column per label, 1 or 0: {', '.join(map(code, facts.cohort.labels))}. "
             "What was asked for, and not contradicted by the filter; nobody has read these images\n"
-            f"- {scores}: margin of each rule of the filter, in its own unit; 0 or more passes, null was not judged\n\n"
+            f"- {scores}: margin of each rule of the filter, in its own unit; 0 or more passes, below 0 only "
+            "a rule that drops nothing has let it through, null was not judged\n\n"
             "Ids of real images are left out.\n")
 
 
@@ -81,10 +81,12 @@ def about_filter(facts: Facts) -> str:
             for name in sorted(asked.index)]
     rows.append(_accepted("all", len(facts.plan), len(facts.synthetic), len(facts.kept)))
     reasons = facts.synthetic["reason"].value_counts()
-    rules = table(("Rule", "Dropped by it first"), [(rule, count(reasons.get(rule, 0))) for rule in facts.rules])
+    rules = table(("Rule", "Dropped by it first", "Kept below 0"),
+                  [(rule, count(reasons.get(rule, 0)), count((facts.kept[rule] < 0).sum())) for rule in facts.rules])
     return ("## Filter and acceptance\n\n"
             + table(("Asked for", "Asked", "Made", "Kept", "Kept of made"), rows)
-            + "\nWhat was not made had failed to draw. Rules, in the order in which they give the reason:\n\n" + rules)
+            + "\nWhat was not made had failed to draw. Rules, in the order in which they give the reason; one that "
+              "only scores keeps images below 0, too:\n\n" + rules)
 
 
 def _accepted(name: str, asked: int, made: int, kept: int) -> Sequence[str]:
@@ -119,7 +121,7 @@ def model_card(facts: Facts, *, licence: str, base_licence: str | None, lora: bo
         "**Synthetic, not for diagnosis.**\n",
         "```python\nfrom diffusers import DiffusionPipeline\n"
         'pipeline = DiffusionPipeline.from_pretrained("THIS_FOLDER", use_safetensors=True)\n```\n',
-        f"It was taught captions such as: {plain(example)}\n"
+        f"It was taught captions in the words of its prompts, such as: {plain(example)}\n"
         + ("\n`lora/` holds the adapters alone, for its base pipeline.\n" if lora else ""),
         about_generator(facts.generator, base_licence), about_cohort(facts), about_filter(facts),
         about_fidelity(facts.fidelity), about_copies(facts),

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
+from cohort.config import load_yaml
 from cohort.errors import TailfillError
 from cohort.pipeline import is_stale, read_stamp
 from cohort.stage import require, verify
@@ -85,12 +85,9 @@ def finished(folder: Path, name: str) -> Stamp:
 
 
 def read_sections(run: Path) -> dict[str, Any]:
-    """The run's resolved configuration; empty where its stages were run by hand."""
+    """The run's resolved configuration, empty where its stages were run by hand; ``TailfillError`` for a spoilt one."""
     file = run / "config.yaml"
-    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if not isinstance(content, dict):
-        raise TailfillError(f"{file}: holds {type(content).__name__}; wanted: a mapping of sections")
-    return content
+    return load_yaml(file) if file.is_file() else {}
 
 
 def read_generator(run: Path) -> Generator:

@@ -14,16 +14,11 @@ from pathlib import Path
 
 import yaml
 
+from classify.exporting.licences import check_licence
 from cohort.errors import TailfillError
 from cohort.pipeline import read_stamp
 
 PHYSIONET = "PhysioNet Credentialed Health Data License"
-HUB_LICENCES = frozenset((
-    "apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
-    "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "openrail", "openrail++", "creativeml-openrail-m", "odc-by", "pddl",
-    "gpl-3.0", "unlicense",
-))
-"""Identifiers of the hub that a licence is likely to have; any other is ``other`` there, under its own name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +80,7 @@ def choose_licence(given: str | None, rights: Sequence[Rights], *, flag: str = "
     Raises ``TailfillError`` where it must be ``given`` and is not, or is no single line of text.
     """
     if given is not None:
-        if not given.strip() or len(given) > 200 or not given.isprintable():
-            raise TailfillError(f"{flag} is {given!r}; wanted: an identifier such as cc-by-nc-4.0, or a name on one "
-                                "line")
-        return given.strip()
+        return check_licence(given, flag=flag)
     for right in rights:
         if right.passed_on is False:
             raise TailfillError(f"{right.name} ({right.licence}) does not allow its images to be passed on, and what a "
@@ -113,12 +105,3 @@ def licence_of_card(folder: Path) -> str | None:
     licence = header.get("license") if isinstance(header, dict) else None
     name = header.get("license_name") if isinstance(header, dict) else None
     return str(name if licence == "other" and name else licence) if licence else None
-
-
-def licence_header(licence: str) -> dict[str, str]:
-    """What the hub's YAML header says of a licence: its identifier, or ``other`` with its name."""
-    identifier = licence.lower()
-    if identifier in HUB_LICENCES:
-        return {"license": identifier}
-    slug = re.sub(r"[^a-z0-9]+", "-", identifier).strip("-") or "other"
-    return {"license": "other", "license_name": slug}

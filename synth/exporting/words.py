@@ -4,13 +4,12 @@ A number that a stage has not measured is not there, and the card says that it i
 (label names, prompts, names of pipelines) is escaped: it can neither break a table nor bring markup of its own.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 import yaml
 
-from classify.pages.blocks import count, is_null, number
+from classify.pages.blocks import count, is_null, number, plain
 from synth.exporting.facts import Facts, Generator
 from synth.exporting.rights import Rights
 from synth.measuring.fidelity import FLOOR
@@ -18,12 +17,6 @@ from synth.measuring.fidelity import FLOOR
 FIDELITY_NAMES = ("all", "tail", "medium", "head", "control", "negative")
 """Sets that a card shows; those of single labels stand in the run."""
 FIDELITY_METRICS = ("KID", "FID")
-
-
-def plain(text: object) -> str:
-    """``text`` on one line with everything escaped that Markdown or HTML would act upon."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", line).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def code(text: object) -> str:

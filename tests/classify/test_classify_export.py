@@ -109,6 +109,20 @@ def test_the_card_says_whom_it_is_for_and_what_lacks(exported):
                                                           "model.safetensors"}
 
 
+def test_a_licence_is_one_line_and_brings_no_markup(trained, tmp_path):
+    out = tmp_path / "out"
+    for licence in ("", "two\nlines", "x" * 201):
+        with pytest.raises(TailfillError, match="on one line"):
+            export(trained, out, licence=licence)
+    assert not out.exists()
+    export(trained, out, licence="Ours <b>1</b>")
+    text = (out / "README.md").read_text()
+    assert "license: other\nlicense_name: ours-b-1-b\n" in text
+    assert "Ours &lt;b&gt;1&lt;/b&gt;, as stated" in text
+    with pytest.raises(TailfillError, match="File name too long"):
+        export(trained, tmp_path / ("n" * 300), licence="mit")
+
+
 def test_a_folder_that_is_there_and_a_run_without_predictions_are_refused(run, trained, tmp_path):
     with pytest.raises(TailfillError, match="is there already"):
         export(trained, tmp_path, licence="x")

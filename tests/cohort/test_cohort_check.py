@@ -219,8 +219,14 @@ def test_bad_input_is_refused(tmp_path, invoke):
     folder = World(tmp_path).write()
     (tmp_path / "reports.csv").write_text("name,report\na,b\n")
     (tmp_path / "strange.csv").write_text("image_id,report\nnobody,b\n")
+    for name, content in (("torn", b"plan: [1,\n"), ("list", b"- plan\n"), ("binary", b"\xff\xfe")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_bytes(content)
     for argv, words in (
         (["--run", tmp_path / "nowhere"], "is no folder"), (["--run", tmp_path / "pixels"], "no complete 'cohort'"),
+        (["--run", tmp_path / "torn"], "config.yaml: cannot be read"),
+        (["--run", tmp_path / "binary"], "config.yaml: cannot be read"),
+        (["--run", tmp_path / "list"], "config.yaml: holds list"),
         (["--run", folder, "--least-ncc", "2"], "--least-ncc is 2.0"),
         (["--run", folder, "--threads", "0"], "--threads is 0"),
         (["--run", folder, "--unseen", "Scoliosi"], "--unseen names 'Scoliosi'"),

@@ -17,7 +17,7 @@ from cohort.stage import Stage
 from cohort.tables import read_table, synthetic_schema, write_table
 from synth.export import main
 
-RULES = ["blank", "memorisation"]
+RULES = ["blank", "realism", "memorisation"]
 
 
 def write_filtered(run: Path, *, keep_every: int = 2) -> None:
@@ -29,7 +29,7 @@ def write_filtered(run: Path, *, keep_every: int = 2) -> None:
     keep = np.arange(len(made)) % keep_every == 0
     identity = "synthetic:" + made["sample_id"]
     frame = made.assign(image_id=identity, root="synthetic", study_id=None, split="train", patient_id=identity,
-                        blank=np.where(keep, 1.5, -2.0), memorisation=np.nan, keep=keep,
+                        blank=np.where(keep, 1.5, -2.0), realism=-0.5, memorisation=np.nan, keep=keep,
                         reason=np.where(keep, None, "blank"))
     schema = synthetic_schema(LABELS, RULES)
     fidelity = pd.DataFrame([

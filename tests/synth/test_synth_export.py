@@ -81,6 +81,9 @@ def test_the_card_of_the_images_says_what_it_must(run: Path, images: Path) -> No
         part = synthetic[synthetic["charged_to"] == name]
         asked, kept = int((plan["charged_to"] == name).sum()), int(part["keep"].sum())
         assert f"| {name} | {asked} | {len(part)} | {kept} | {100 * kept / len(part):.1f} % |" in text
+    kept = int(synthetic["keep"].sum())
+    assert f"| realism | 0 | {kept} |" in text  # it only scores
+    assert f"| blank | {len(synthetic) - kept} | 0 |" in text
 
 
 def test_the_generator_leaves_as_a_pipeline_that_loads(run: Path, tmp_path: Path) -> None:

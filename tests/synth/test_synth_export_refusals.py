@@ -10,10 +10,11 @@ import yaml
 from export_world import Hub, build, export, write_filtered
 from huggingface_hub import DatasetCard
 
+from classify.exporting.licences import licence_header
 from cohort.preparing.registry import SOURCES
 from cohort.stage import hash_file
 from cohort.tables import read_table
-from synth.exporting.rights import RIGHTS, licence_header
+from synth.exporting.rights import RIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,10 @@ def ask_for_fill(run: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({"fill": {}}))
 
 
+def spoil_config(run: Path) -> None:
+    (run / "config.yaml").write_text("finetune: [1,\n")
+
+
 def start_elsewhere(run: Path) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump({"finetune": {"pipeline": "somebody/their-pipeline"}}))
 
@@ -64,6 +69,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no filter": (lose_filter, "no complete 'filter' stage"),
     "a stale filter": (lambda run: spoil_stamp(run, "images", output_hash="0"),
                        "an input of stage 'filter' has changed"),
+    "a configuration that is torn": (spoil_config, "config.yaml: cannot be read"),
     "an unfinished fill": (ask_for_fill, "no complete 'fill' stage"),
     "an image that was changed": (change_image, "was changed after it was drawn"),
     "an image that is gone": (remove_image, "cannot be read"),
@@ -116,6 +122,13 @@ def test_the_terms_are_those_in_the_sources_own_headers() -> None:
 def test_a_licence_of_the_hub_is_named_as_the_hub_does() -> None:
     assert licence_header("CC-BY-NC-4.0") == {"license": "cc-by-nc-4.0"}
     assert licence_header("PhysioNet 1.5.0") == {"license": "other", "license_name": "physionet-1-5-0"}
+
+
+def test_a_folder_that_no_file_system_takes_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(run, tmp_path / ("n" * 300)) == 2
+    assert "cannot be written: File name too long" in capsys.readouterr().err
 
 
 def test_nothing_is_pushed_unless_asked_for_and_then_by_the_library(run: Path, tmp_path: Path) -> None:
