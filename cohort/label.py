@@ -151,6 +151,8 @@ def score(labels: Path, truth: Path, folder: Path, *, id_column: str, split: str
 
     ``split``: only the truth's rows whose column ``split`` says so. Raises ``TailfillError`` for unfitting tables.
     """
+    if seed < 0:
+        raise TailfillError(f"seed is {seed}; wanted: 0 or more")
     own = require(labels, "labels")["extra"].get("labels")
     if not own:
         raise TailfillError(f"{labels}: is no folder that python -m cohort.label has labelled into")

@@ -22,6 +22,7 @@ from typing import Any
 from experiment_counts import Counts, add, count_images, times
 from experiment_disk import Item, list_items, shared_items
 
+from classify.ensembling.folds import FOLD
 from cohort.errors import TailfillError
 from cohort.pipeline import read_stamp
 
@@ -82,7 +83,12 @@ def images_through(job: Job, config: Mapping[str, Any], counts: Counts) -> tuple
                                                                         else ""))
     if job.kind == "predict":
         tta = int(config["predict"].get("tta", 1))
-        return times(add(counts.val, counts.test), tta), "validation and test" + (f", {tta} copies" if tta > 1 else "")
+        images, words = add(counts.val, counts.test), "validation and test"
+        if job.arm == FOLD:
+            folds = config["ensemble"]["folds"]
+            images = add(times(add(counts.train, counts.val), 1 / folds), counts.test)
+            words = f"1/{folds} of train and validation, and test"
+        return times(images, tta), words + (f", {tta} copies" if tta > 1 else "")
     passing = {"prepare": (counts.all, "all images"), "generate": (counts.planned, counts.planned_source),
                "filter": (add(counts.planned, counts.train, counts.val), "made, train and validation"),
                "reconstruct": (counts.train, "train images")}

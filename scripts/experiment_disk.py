@@ -75,11 +75,15 @@ def list_items(kind: str, train: Mapping[str, Any], config: Mapping[str, Any], c
         yield from _prepared(kind, config, counts)
     elif kind == "finetune":
         yield from _finetuned(config, counts)
-    elif kind == "generate":
-        size = image_px(config)
-        yield Item(what="images", bytes=times(counts.planned, size, size, PNG_BYTES_PER_PIXEL), source=(
-            f"{counts.planned or 'unknown':,} PNGs of {size or 'unknown'} px, {PNG_BYTES_PER_PIXEL} bytes a pixel"
-            if counts.planned else counts.planned_source))
+    elif kind == "autoencoder":
+        yield Item(what="autoencoder", bytes=None, source="it is counted when it is built")
+    elif kind in ("generate", "fill"):
+        yield _drawn(counts.planned, image_px(config), unknown=counts.planned_source)
+        if kind == "fill":
+            yield Item(what="images of further rounds", bytes=None, source="as many as the filter leaves missing")
+    elif kind == "reconstruct":
+        yield _drawn(add(counts.train, images_of("oracle", config, counts)),
+                     config["reconstruct"]["image_size"] or image_px(config), unknown=counts.source)
     elif kind in ("train", "critic"):
         n = classifier_parameters(train["model"], counts.labels) if counts.labels else None
         yield Item(what="weights", bytes=times(n, FLOAT, 2), source=(
@@ -88,6 +92,13 @@ def list_items(kind: str, train: Mapping[str, Any], config: Mapping[str, Any], c
         rows, width = add(counts.val, counts.test), times(counts.labels, FLOAT + 1)
         yield Item(what="logits", bytes=times(rows, 2, add(width, PREDICTION_BYTES_PER_ROW)), source=(
             "validation and test, raw and averaged weights" if rows and width else counts.source))
+
+
+def _drawn(n: int | None, size: int | None, *, unknown: str) -> Item:
+    """``n`` PNGs of ``size`` pixels a side; ``unknown``: why it is not known how many."""
+    told = unknown if n is None else "image size" if size is None else (
+        f"{n:,} PNGs of {size} px, {PNG_BYTES_PER_PIXEL} bytes a pixel")
+    return Item(what="images", bytes=times(n, size, size, PNG_BYTES_PER_PIXEL), source=told)
 
 
 def images_of(role: str, config: Mapping[str, Any], counts: Counts) -> int | None:

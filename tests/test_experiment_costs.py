@@ -120,6 +120,27 @@ def test_disk_is_pixels_and_parameters(founding: Experiment) -> None:
     assert weights.bytes == 2 * 4 * classifier_parameters(config["train"]["model"], 40)
 
 
+def test_a_fold_predicts_what_it_has_left_out(founding: Experiment) -> None:
+    config = founding.config | {"ensemble": founding.config["ensemble"] | {"folds": 5}}
+    assert images_through(job("predict", "fold"), config, COUNTS)[0] == (1000 + 200) / 5 + 300
+    assert images_through(job("predict", "real"), config, COUNTS)[0] == 200 + 300
+
+
+def test_every_stage_that_writes_images_or_weights_is_in_the_account(repository: Path, tmp_path: Path) -> None:
+    words = [str(repository / "configs" / "nih128.yaml"), "--run", str(tmp_path / "run")]
+    config = read_experiment(words, doc="").config
+
+    def sizes(kind: str, settings: dict[str, Any]) -> dict[str, int | None]:
+        return {item.what: item.bytes for item in list_items(kind, config["train"], settings, COUNTS)}
+
+    assert sizes("autoencoder", config) == {"autoencoder": None}
+    images = sizes("generate", config)
+    assert images == {"images": int(-(-500 * 128**2 * 0.52 // 1))}
+    assert sizes("fill", config) == images | {"images of further rounds": None}
+    again = config | {"reconstruct": {"image_size": 64}, "oracle": None}
+    assert sizes("reconstruct", again) == {"images": int(-(-1000 * 64**2 * 0.52 // 1))}
+
+
 def test_a_disk_that_lacks_the_space_is_refused_and_what_is_done_needs_none(
     founding: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

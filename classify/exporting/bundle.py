@@ -127,6 +127,11 @@ def check_bundle(bundle: Bundle, *, where: Path) -> None:
     if differing:
         raise TailfillError(f"{where}: decisions.thresholds and labels differ in {', '.join(differing[:3])}; wanted: "
                             "one threshold, or null, for each label")
+    if not isinstance(card.model, str) or not isinstance(card.head, str):
+        raise TailfillError(f"{where}: model is {card.model!r}, head {card.head!r}; wanted: a name each")
+    views = bundle.views
+    if not isinstance(views, Mapping) or not all(isinstance(n, int) for n in views.values()):
+        raise TailfillError(f"{where}: views are {views!r}; wanted: views, each with its number of training images")
     if card.head not in HEADS:
         raise TailfillError(f"{where}: head is '{card.head}'{nearest(str(card.head), list(HEADS))}")
     numbers: dict[str, Any] = {"preprocessing.image_size": card.image_size, "preprocessing.mean": card.mean,

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 CHUNK = 512
 """Images in memory at a time."""
 
+
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     """One file, read or not."""
@@ -56,10 +57,20 @@ def find_images(folder: Path) -> tuple[list[Path], int]:
         raise TailfillError(f"{folder}: is no folder; wanted: the folder of the images")
     files = sorted(Path(top) / name for top, inner, names in os.walk(folder) for name in names
                    if not name.startswith(".") and not _is_hidden(Path(top), folder))
-    images = [path for path in files if path.suffix.lower() in PICTURES or is_dicom(path)]
+    images = [path for path in files if _is_file(path) and (path.suffix.lower() in PICTURES or is_dicom(path))]
     if not images:
         raise TailfillError(f"{folder}: holds no image among {len(files)} files; wanted: {', '.join(PICTURES)}")
     return images, len(files) - len(images)
+
+
+def _is_file(path: Path) -> bool:
+    """A file, or a link that leads nowhere; reading a pipe or a socket would never end."""
+    return path.is_file() or not path.exists()
+
+
+def name_of(path: Path, folder: Path) -> str:
+    """The path below ``folder``; bytes that are no UTF-8, which a table cannot hold, as ``\\xff``."""
+    return os.fsencode(path.relative_to(folder).as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _is_hidden(path: Path, above: Path) -> bool:
@@ -124,7 +135,7 @@ def _rows(
         errors[at] = errors[at] or "the model's output for it is not finite"
         logits[at] = np.nan
     columns: dict[str, object] = {
-        "image_id": [path.relative_to(folder).as_posix() for path in paths],
+        "image_id": [name_of(path, folder) for path in paths],
         "status": ["error" if error else "ok" for error in errors], "error": pd.array(errors, dtype="str"),
         "caution": pd.array([picture.caution for picture in read], dtype="str"),
         "view": pd.array([picture.view for picture in read], dtype="str")}

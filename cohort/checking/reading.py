@@ -9,6 +9,7 @@ Blocks of ``BLOCK`` images are written as they are read, so a kill costs one blo
 
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def hash_listing(paths: Sequence[Path]) -> str:
     for path in paths:
         try:
             status = path.stat()
-            digest.update(f"{path.absolute()}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(path.absolute()) + f"\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
         except OSError:
-            digest.update(f"{path.absolute()}\tmissing\n".encode())
+            digest.update(os.fsencode(path.absolute()) + b"\tmissing\n")
     return digest.hexdigest()

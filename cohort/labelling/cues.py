@@ -68,5 +68,5 @@ def _reaches(sentence: str, hit: FoundCue, found: Sequence[FoundCue], start: int
     left, right = (hit.end, start) if is_before else (end, hit.start)
     if hit.cue.direction == "around" and len(re.findall(r"\w+", sentence[left:right])) > AROUND_WORDS:
         return False
-    return not any(other.cue.kind in ("stop", f"stops {hit.cue.kind}") and left <= other.start and other.end <= right
+    return not any(other.cue.kind in ("stop", f"stops {hit.cue.kind}") and left <= other.start < right
                    for other in found)

@@ -5,6 +5,8 @@ that doubles, or that the server asks for, ``attempts`` times in all; then its r
 or 422 fails that report alone, at once. 401, 403, 404 and the like concern every report, so the run stops; so it does
 when ``GIVE_UP_AFTER`` requests in a row have failed on the way: what was answered is in the cache.
 
+What a server says of a failure is told, unless it repeats the question: a report belongs into no log and no table.
+
 The key is read from the environment when the model is made. It goes into one header, never into a log, a message, a
 table or a cache; should the server write it back, it is blotted out. Redirects are not followed: they could lead the
 key, and the report, elsewhere.
@@ -16,6 +18,7 @@ travels unencrypted.
 import json
 import logging
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -42,6 +45,7 @@ GIVE_UP_AFTER = 20
 """Requests that fail on the way one after another before the run stops; chosen because a server's restart passes it."""
 MOST_BYTES = 1 << 24
 """The longest answer that is read."""
+REPEATS = "(its words repeat the question, and are left out)"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -79,7 +83,7 @@ class Endpoint:
             try:
                 answer = self._send(messages, names)
             except urllib.error.HTTPError as error:
-                reason = self._discreet(f"HTTP {error.code}: {_excerpt(error)}")
+                reason = self._discreet(f"HTTP {error.code}: {_excerpt(error, messages)}")
                 if error.code in THIS_ONE:
                     return NoReplyError(reason)
                 if error.code not in AGAIN:
@@ -88,7 +92,8 @@ class Endpoint:
                 asked = retry_after(error.headers.get("Retry-After"), now=datetime.now(UTC))
             except (OSError, HTTPException, _NoAnswerError) as error:
                 kind = "" if isinstance(error, _NoAnswerError) else f"{type(error).__name__}: "
-                reason, asked = self._discreet(f"{kind}{error}"), None
+                words = REPEATS if repeats(str(error), messages) else str(error)
+                reason, asked = self._discreet(f"{kind}{words}"), None
             else:
                 self._lost_in_a_row = 0
                 return answer
@@ -183,9 +188,18 @@ def _read(response: IO[bytes], *, end: float) -> bytes:
     return b"".join(parts)
 
 
-def _excerpt(error: urllib.error.HTTPError) -> str:
+def repeats(words: str, messages: Messages) -> bool:
+    """Whether a server's words hold four in a row of the question, which holds the report."""
+    own, asked = ([re.findall(r"[^\W_]+", text.lower()) for text in texts]
+                  for texts in ((words,), [turn["content"] for turn in messages]))
+    runs = [{tuple(text[at:at + 4]) for text in texts for at in range(len(text) - 3)} for texts in (own, asked)]
+    return not runs[0].isdisjoint(runs[1])
+
+
+def _excerpt(error: urllib.error.HTTPError, messages: Messages) -> str:
     try:
         words = error.read(2000).decode(errors="replace")
     except (OSError, HTTPException):
         words = ""
-    return " ".join(words.split())[:200] or str(error.reason)
+    words = " ".join(words.split())[:200]
+    return REPEATS if repeats(words, messages) else words or str(error.reason)

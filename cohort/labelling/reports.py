@@ -40,7 +40,8 @@ def read_reports(config: ReportsConfig) -> Reports:
     inputs = {} if place.is_dir() else {"reports": place}
     images = carried
     if config.images is not None:
-        images = read_images(Path(config.images), texts, id_column=config.id_column, labels=config.labels)
+        images = read_images(Path(config.images), texts, id_column=config.id_column,
+                             text_column=config.text_column, labels=config.labels)
         inputs["images"] = Path(config.images)
     return Reports(texts=texts, images=images, inputs=inputs,
                    settings={"reports_folder": hash_folder(place)} if place.is_dir() else {})
@@ -77,14 +78,22 @@ def read_table_of_reports(file: Path, *, id_column: str, text_column: str) -> tu
     return dict(zip(ids.tolist(), texts.tolist(), strict=True)), frame.reset_index(drop=True)
 
 
-def read_images(file: Path, texts: Mapping[str, str], *, id_column: str, labels: Sequence[str]) -> pd.DataFrame:
-    """A CSV's images with all its columns; raises ``TailfillError`` for one whose report is not there."""
+def read_images(
+    file: Path, texts: Mapping[str, str], *, id_column: str, text_column: str, labels: Sequence[str]
+) -> pd.DataFrame:
+    """A CSV's images with all its columns, none of them ``text_column``, which would be written out again.
+
+    Raises ``TailfillError`` for an image whose report is not there.
+    """
     header = read_header(file)
     if id_column not in header:
         raise TailfillError(f"{file}: has no column '{id_column}'; wanted: the id of each image's report (id_column)")
     taken = [name for name in header if name in (*labels, "findings") or (name == "report_id" != id_column)]
     if taken:
         raise TailfillError(f"{file}: has a column '{taken[0]}', which the labels need; wanted: the images alone")
+    if text_column in header:
+        raise TailfillError(f"{file}: has the reports' text ('{text_column}'), which goes into no table; wanted: the "
+                            "images alone")
     rows = read_rows(file, [id_column, *(name for name in header if name and name != id_column)])
     ids = rows.text(id_column)
     rows.reject((~ids.isin(list(texts))).to_numpy(dtype=bool),

@@ -1,8 +1,8 @@
 """How reports say each finding (``phrases.yaml``), and the words that deny or doubt one (``cues.yaml``), compiled.
 
 A phrase is a small regular expression over one sentence. So that the data files stay readable, a space stands for any
-white space, ``...`` for at most ``GAP_WORDS`` words, and word boundaries are put around it. All phrases of a finding
-become one expression, the longest first where several begin at the same place.
+white space (`` ?`` for any or none), ``...`` for at most ``GAP_WORDS`` words, and word boundaries are put around it.
+Where phrases of a finding overlap, the longest counts.
 
 Not promised: every way to say it. A report that calls an effusion "a little water on the left" is not understood.
 """
@@ -65,7 +65,8 @@ class Cue:
 
 def compile_phrase(written: str, *, where: str) -> Phrase:
     """A phrase of the data files as an expression; raises ``TailfillError`` naming ``where`` for a broken one."""
-    parts = [re.sub(r" +", r"\\s+", part.strip()) for part in written.split("...")]
+    parts = [re.sub(r" +(\??)", lambda gap: r"\s*" if gap[1] else r"\s+", part.strip())
+             for part in written.split("...")]
     start, end = (r"\b" if re.match(r"[\w(]", written) else ""), (r"\b" if re.search(r"[\w?)+*]$", written) else "")
     try:
         pattern = re.compile(f"{start}(?:{_GAP.join(parts)}){end}", re.IGNORECASE)

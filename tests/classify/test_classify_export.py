@@ -1,6 +1,7 @@
 """An exported classifier answers as it did in its run, and a folder that does not fit together is refused."""
 
 import json
+import os
 import pickle
 import shutil
 
@@ -149,6 +150,9 @@ def test_wrong_labels_thresholds_and_numbers_are_refused(copy):
         ({"preprocessing": {"image_size": 32}}, "no key 'mean'"),
         ({"format": "other"}, "format is 'other'"),
         ({"head": "liner"}, "did you mean 'linear'"),
+        ({"head": ["linear"]}, "wanted: a name each"),
+        ({"model": 5}, "model is 5"),
+        ({"views": 3}, "views are 3"),
     ):
         respell(copy, **(config | changes))
         with pytest.raises(TailfillError, match=words):
@@ -233,6 +237,21 @@ def test_every_kind_of_image_and_every_bad_file_has_its_row(exported, tmp_path, 
     assert "Doe" not in (tmp_path / "out" / "predictions.csv").read_text()
     _, again = own_table(invoke, exported, folder, tmp_path / "out")
     assert "nothing to do" in again.stderr
+
+
+def test_names_that_are_no_text_and_pipes_cost_nobody_anything(exported, tmp_path, invoke):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for name in ("a.png", 'b,"c.png'):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)).save(folder / name)
+    os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    for name in ("pipe", "pipe.png"):
+        os.mkfifo(folder / name)
+    rows = own_table(invoke, exported, folder, tmp_path / "out")[0].set_index("image_id")
+    assert rows["status"].to_dict() == {r"\xff.png": "ok", 'b,"c.png': "ok", "gone.png": "error"}
+    written = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("image_id")
+    assert list(written.index) == list(rows.index)
 
 
 def test_bad_folders_are_refused_before_anything_is_written(exported, tmp_path, invoke):

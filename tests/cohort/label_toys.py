@@ -57,16 +57,19 @@ class Handler(BaseHTTPRequestHandler):
             first = self.server.seen[name] == 1
         fault = name.removesuffix("-once") if first or not name.endswith("-once") else "right"
         names = re.findall(r'^- ([^:\n]+):', prompt, re.MULTILINE)
-        self.misbehave(fault, names)
+        self.misbehave(fault, names, prompt[prompt.rfind("<<<"):])
 
-    def misbehave(self, fault: str, names: Sequence[str]) -> None:
+    def misbehave(self, fault: str, names: Sequence[str], prompt: str) -> None:
         """The answer of a case."""
         if fault.startswith("state"):
             echo = f"your header was {self.headers.get('Authorization')}"
-            self.reply(int(fault[5:]), json.dumps({"error": echo}).encode(),
+            echo = prompt if fault.endswith("-echo") else echo
+            self.reply(int(fault[5:8]), json.dumps({"error": echo}).encode(),
                        {"Retry-After": "0"} if fault == "state429" else {})
         elif fault == "moved":
             self.reply(307, b"", {"Location": f"http://127.0.0.1:{self.server.server_port}/elsewhere"})
+        elif fault == "page":
+            self.reply(200, f"<html><body>{prompt}</body></html>".encode())
         elif fault == "body":
             self.reply(200, b'{"choices": [{"message": {"con')
         elif fault == "short":

@@ -36,7 +36,8 @@ from cohort.vocabulary.labels import CHEXPERT
 RIGHT = ("good", "state500-once", "state503-once", "state429-once", "stall-once", "body-once", "short-once",
          "nonsense-once", "cut-once")
 WRONG = {"state500": "no answer in 3 attempts: HTTP 500", "nonsense": "no valid answer in 2 tries: it holds no JSON",
-         "cut": "no valid answer in 2 tries: .*it ends within one", "state400": "HTTP 400", "echo": "no valid answer"}
+         "cut": "no valid answer in 2 tries: .*it ends within one", "state400": "HTTP 400", "echo": "no valid answer",
+         "page": "repeat the question", "state422-echo": "HTTP 422: .*repeat the question"}
 PATIENT = ("--timeout_seconds", "0.4", "--backoff_seconds", "0.01", "--attempts", "3", "--tries", "2", "--label_space",
            "chexpert", "--concurrency", "8")
 
