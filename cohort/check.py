@@ -29,7 +29,15 @@ import pandas as pd
 
 from cohort.checking.found import CHECKS, LEAK, SCHEMA, SEVERITIES, Found, as_table
 from cohort.checking.images import check_files, check_pairs, least_ncc
-from cohort.checking.labels import check_labels, check_patients, check_plan, check_texts, read_reports, unseen_of
+from cohort.checking.labels import (
+    LEARNT,
+    check_labels,
+    check_patients,
+    check_plan,
+    check_texts,
+    read_reports,
+    unseen_of,
+)
 from cohort.checking.reading import Readings, hash_listing, read_images
 from cohort.config import load_yaml
 from cohort.errors import TailfillError, run_command
@@ -112,7 +120,10 @@ def check_tables(subject: Subject, cohorts: dict[str, Cohort], config: CheckConf
     if subject.plan is not None:
         found += check_plan(subject.plan, cohorts["cohort"].labels, unseen)
     if subject.reports is not None:
-        found += check_texts(read_reports(subject.reports, cohorts["cohort"]), unseen, what="reports of train and val")
+        texts = read_reports(subject.reports, cohorts["cohort"])
+        for split in LEARNT:
+            own = texts[texts.index.isin(cohorts["cohort"].split(split)["image_id"])]
+            found += check_texts(own, unseen, what=f"reports of {split}", split=split)
     return found
 
 

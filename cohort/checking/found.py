@@ -19,7 +19,7 @@ CHECKS: dict[str, str] = {
     "patient_under_two_ids": "two patient ids with the same picture, and no other sex or age",
     "patient_in_two_splits": "a patient in more than one split",
     "unseen_label": "a label of the unseen classes, known in training (or, a warning, in validation)",
-    "unseen_text": "a prompt or report of training that names an unseen class",
+    "unseen_text": "a prompt or report of training (or, a warning, of validation) that names an unseen class",
     "unreadable_image": "an image that cannot be decoded",
     "blank_image": "an image with hardly any contrast",
     "constant_label": "a label that says the same of every image of a split",

@@ -101,13 +101,15 @@ def naming(unseen: Iterable[str]) -> dict[str, re.Pattern[str]]:
     return patterns
 
 
-def check_texts(texts: pd.Series, unseen: Sequence[str], *, what: str, role: str = "cohort") -> list[Found]:
+def check_texts(texts: pd.Series, unseen: Sequence[str], *, what: str, role: str = "cohort", split: str = "train"
+                ) -> list[Found]:
     """One row per unseen class that texts name; ``texts``: str, indexed by image id; ``what`` they are, in words."""
+    severity = LEAK if split == "train" else WARNING
     found = []
     for label, pattern in naming(unseen).items():
         hits = texts[texts.str.contains(pattern, na=False)]
         if len(hits):
-            found.append(Found(check="unseen_text", severity=LEAK, cohort=role, split="train", label=label,
+            found.append(Found(check="unseen_text", severity=severity, cohort=role, split=split, label=label,
                                image_id=str(hits.index[0]),
                                words=f"{len(hits):,} {what} name '{label}', which is unseen; the first: "
                                      f"'{' '.join(str(hits.iloc[0]).split())[:120]}'"))

@@ -196,11 +196,12 @@ def test_texts_of_training_may_not_name_unseen_classes(tmp_path, invoke):
     write_table(plan, stage.folder / "plan.parquet", plan_schema(labels))
     stage.finish(outputs=["plan.parquet"], counts={})
     reports = folder / "reports.csv"
-    reports.write_text("image_id,report\ni1,No bulla. Clear.\ni59,Osteopenia.\ni2,Clear lungs.\n")
+    reports.write_text("image_id,report\ni1,No bulla. Clear.\ni59,Osteopenia.\ni2,Clear lungs.\ni41,Hilum enlarged.\n")
     table, _ = found(invoke, folder, "--no-images", "--reports", reports, code=1)
     texts = table[table["check"] == "unseen_text"]
     assert texts[["label", "image_id", "cohort"]].to_numpy().tolist() == [
-        ["Scoliosis", "s1", "plan"], ["Bulla", "i1", "cohort"]]  # i59 is a test image
+        ["Scoliosis", "s1", "plan"], ["Bulla", "i1", "cohort"], ["Hilum", "i41", "cohort"]]  # i59 is a test image
+    assert texts["severity"].tolist() == ["leak", "leak", "warning"]
 
 
 def test_an_external_cohort_is_compared_with_the_test_split(tmp_path, invoke):
