@@ -15,10 +15,16 @@ class TailfillError(Exception):
     """Bad input: the message names the file, row or key, what came and what is wanted."""
 
 
+MOST_LISTED = 100
+"""Legal names that an error lists; there are more models than anybody reads."""
+
+
 def nearest(word: str, legal: list[str]) -> str:
-    """Return ``; did you mean 'x'?`` or, when nothing is close, ``; legal: a, b``."""
+    """Return ``; did you mean 'x'?`` or, when nothing is close, ``; legal: a, b``, of many only how many."""
     close = get_close_matches(word, legal, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; legal: {', '.join(legal)}"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; legal: {', '.join(legal)}" if len(legal) <= MOST_LISTED else f"; none of the {len(legal):,} names is close"
 
 
 def fail(message: str) -> NoReturn:

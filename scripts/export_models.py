@@ -35,7 +35,11 @@ PARTS = ("phantom_generator", "phantom_generator_more")
 LIMIT_BYTES = 16_000_000
 """Largest size of the generator: what a repository can carry without anybody noticing."""
 
-GENERATOR_CARD = """# A small generator of phantom radiographs
+GENERATOR_CARD = """---
+license: apache-2.0
+---
+
+# A small generator of phantom radiographs
 
 A text-to-image pipeline in Stable Diffusion's layout (autoencoder, U-Net, CLIP text encoder, tokenizer; diffusers,
 safetensors, float16) for grey images of 128 x 128 pixels. It was trained from nothing on {images} procedural
@@ -52,7 +56,11 @@ was used, and nothing can be memorised that is not already public in this reposi
 - **Parameters**: {parameters:.1f} million. **Licence**: Apache-2.0, as the code.
 """
 
-BACKBONE_CARD = """# A backbone for phantom radiographs
+BACKBONE_CARD = """---
+license: apache-2.0
+---
+
+# A backbone for phantom radiographs
 
 {model} on grey images of {size} x {size} pixels, trained on the head and medium findings of the phantom's site B
 ({images:,} procedural radiographs, no patient's image), as entrants pre-train on another hospital's labels. It has

@@ -13,13 +13,12 @@ import torch
 from experiment import as_jobs, list_steps, show_plan
 from experiment_config import Experiment, read_experiment
 from experiment_costs import GIB, Job, check_disk, cost_rows, hours_of, images_through
-from experiment_counts import CXR_LT_2024_TAIL, Counts, add, count_images, times
+from experiment_counts import Counts, add, count_images, times
 from experiment_disk import HUB_PARAMETERS, classifier_parameters, list_items, pipeline_parameters, shared_items
 from safetensors.torch import save_file
 
 from cohort.errors import TailfillError
 
-CLASSES = Path(__file__).parents[2] / "shared" / "reference" / "cxr_lt_2024_classes.csv"
 COUNTS = Counts(train=1000, val=200, test=300, labels=40, planned=500, source="here", planned_source="here")
 
 
@@ -165,9 +164,3 @@ def test_rates_have_names_of_stages_that_images_pass(repository: Path, tmp_path:
     for name in ("report/image", "trian/image", "train/images"):
         with pytest.raises(TailfillError, match=f"expected_seconds.{name}: is no stage"):
             read_experiment([*demo, "--expected_seconds", json.dumps({name: 0.1})], doc="")
-
-
-@pytest.mark.skipif(not CLASSES.is_file(), reason="the challenge's table of classes is not here")
-def test_the_published_counts_are_the_challenges() -> None:
-    rows = [line.split(",") for line in CLASSES.read_text().splitlines()[1:]]
-    assert {row[0]: int(row[2]) for row in rows if row[1] == "tail" and row[5] == "1"} == CXR_LT_2024_TAIL

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 import yaml
 
-from classify.pages.blocks import count, is_null, number, plain
+from classify.pages.blocks import DASH, count, is_null, number, plain
 from synth.exporting.facts import Facts, Generator
 from synth.exporting.rights import Rights
 from synth.measuring.fidelity import FLOOR
@@ -111,7 +111,8 @@ def _fidelity_row(name: str, encoder: str, metric: str, part: pd.DataFrame) -> t
         return number(part.loc[which, "value"]) + ("" if is_null(spread) else f" ± {number(spread)}")
 
     kept = part.loc["kept"]
-    return (name, encoder, metric, value("kept"), value(FLOOR), count(kept["n_synthetic"]), count(kept["n_real"]))
+    floor = DASH if is_null(kept["value"]) else value(FLOOR)  # alone it would be read as that of another N
+    return (name, encoder, metric, value("kept"), floor, count(kept["n_synthetic"]), count(kept["n_real"]))
 
 
 def about_copies(facts: Facts) -> str:
