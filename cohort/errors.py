@@ -24,7 +24,7 @@ def nearest(word: str, legal: list[str]) -> str:
     close = get_close_matches(word, legal, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
-    return f"; legal: {', '.join(legal)}" if len(legal) <= MOST_LISTED else f"; none of the {len(legal):,} names is close"
+    return f"; legal: {', '.join(legal)}" if len(legal) <= MOST_LISTED else f"; none of {len(legal):,} names is close"
 
 
 def fail(message: str) -> NoReturn:

@@ -188,13 +188,15 @@ def read_arguments(argv: list[str]) -> jsonargparse.Namespace:
     commands = parser.add_subcommands(dest="command")
     for name, kind in METHODS.items():
         command = _new_parser(kind.__doc__)
+        commands.add_subcommand(name, command, help=(kind.__doc__ or "").splitlines()[0])
+        if argv[:1] != [name]:  # its keys are not asked for, and reading them from the classes takes longest
+            continue
         command.add_argument("--config", action="config", help="a YAML file of these keys")
         command.add_class_arguments(ReportsConfig)
         if fields(kind):
             command.add_class_arguments(kind)
         command.add_argument("--out", type=str, required=True, help="folder to write; new, or of the same settings")
         command.add_argument("--dry_run", action="store_true", help="print what would be done, and do nothing")
-        commands.add_subcommand(name, command, help=(kind.__doc__ or "").splitlines()[0])
     for name, about in (("score", score.__doc__), ("openi", openi.__doc__)):
         command = _new_parser(about)
         for path in PATHS[name]:

@@ -10,7 +10,8 @@ films of one patient are none, however alike. All chests resemble one another, s
     compare    the best window of each pair is refined, scale and shift of either axis by themselves, and the pair's
                normalised cross-correlation (NCC) over 48 x 48 pixels taken
 
-Not promised: crops of more than 12 % of a side, rotations, images shifted with a black edge, or a part of an image.
+Not promised: crops of more than 12 % of a side, rotations, images shifted with a black edge, or a part of an image; of
+more than two near copies of one image, that each is named.
 """
 
 from collections.abc import Iterator
