@@ -63,6 +63,7 @@ OWN_SENTENCES = (
     ("Pneumothorax without tension or mediastinal shift.", "Pneumothorax", "present"),
     ("Borderline heart size.", "Cardiomegaly", "uncertain"),
     ("One or two nodules.", "Nodule", "present"),
+    ("In the absence of prior films, pneumonia is possible.", "Pneumonia", "uncertain"),
     ("Right airspace disease.", "Lung Opacity", "present"),
     ("Pleural spaces: No effusion.", "Pleural Effusion", "negated"),
     ("HEART: Mildly enlarged.", "Cardiomegaly", "present"),
