@@ -2,13 +2,15 @@
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from cohort.config import hub_or_path, path, require_values
 from cohort.errors import TailfillError, nearest
+from cohort.stage import hash_bytes
 from cohort.vocabulary.labels import LABEL_SPACES, LabelSpace
-from cohort.vocabulary.phrases import rules_hash, wordings_of_reports
+from cohort.vocabulary.phrases import CUES, PHRASES, wordings_of_reports
 
 VOCABULARY = "vocabulary"
 """Name of the label space of all findings that rules know, ``No Finding`` and ``Normal`` with them."""
@@ -53,13 +55,18 @@ class ReportsConfig:
         return {key: value for key, value in asdict(self).items() if key not in ("reports", "images")}
 
 
+CODE = ("sections.py", "rules.py", "cues.py", "deriving.py")
+"""Modules beside this one that the rules are made of, beside their data."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RulesConfig:
     """The rule-based labeller: its phrases and cues are data files of ``cohort.vocabulary``; nothing is to be set."""
 
     def settings(self) -> dict[str, object]:
-        """What decides the answers: the hash of the data files."""
-        return {"rules": rules_hash()}
+        """What decides the answers: the hash of the data files, and of the code that reads them."""
+        files = [PHRASES, CUES, PHRASES.with_name("phrases.py"), *(Path(__file__).with_name(name) for name in CODE)]
+        return {"rules": hash_bytes(b"".join(file.read_bytes() for file in files))}
 
 
 @dataclass(frozen=True, kw_only=True)

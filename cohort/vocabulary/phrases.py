@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from cohort.errors import TailfillError, nearest
-from cohort.stage import hash_bytes
 from cohort.vocabulary.findings import findings
 
 PHRASES = Path(__file__).with_name("phrases.yaml")
@@ -112,12 +111,6 @@ def cues() -> tuple[Cue, ...]:
     for kind in ("neither", "stop"):
         found += _cues(content[kind], kind=kind, direction="")
     return tuple(found)
-
-
-@cache
-def rules_hash() -> str:
-    """sha256 over both data files, as hex: part of what a labelling is."""
-    return hash_bytes(PHRASES.read_bytes() + CUES.read_bytes())
 
 
 def _cues(written: Sequence[str], *, kind: str, direction: str) -> list[Cue]:
