@@ -178,19 +178,19 @@ def check(subject: Subject, config: CheckConfig) -> int:
         "unseen": list(config.unseen), "least_ncc": config.least_ncc,
         "images": hash_listing(paths) if config.images else None})
     if not stage.is_complete():
-        found, compared, least = check_tables(subject, cohorts, config), 0, 1.0
+        found, said = check_tables(subject, cohorts, config), "not read"
         stage.begin()
         outputs = [TABLE, TEXT]
         if config.images:
             readings = read_images(paths, threads=config.threads, blocks=subject.out / BLOCKS)
             compared = require_some(frame, readings, subject.folders["cohort"])
             least = config.least_ncc or least_ncc(frame, readings)
+            said = f"{compared:,} of them compared, one picture from NCC {least:.3f} on"
             found += check_files(frame, readings) + check_pairs(frame, readings, least=least)
             write_table(image_table(frame, readings), subject.out / IMAGES)
             outputs.append(IMAGES)
         table = as_table(found)
         write_table(table, subject.out / TABLE, SCHEMA)
-        said = f"{compared:,} of them compared, one picture from NCC {least:.3f} on" if compared else "not read"
         write_atomically(subject.out / TEXT, describe(table, cohorts, f"images: {said}").encode())
         counts = {severity: int((table["severity"] == severity).sum()) for severity in SEVERITIES}
         stage.finish(outputs=outputs, counts={"found": len(table), **counts})

@@ -165,10 +165,9 @@ def plan_of(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
     """The plan of a run: images for the thinned findings, and for the actual tail where that can be checked."""
     plan = rehearsal.config["plan"]
     cohort = load_cohort(rehearsal.cohort_folder)
-    known = any(cohort.groups[label] in plan["scarce"] or label in (*plan["scarce"], *plan["per_class"])
-                for label in cohort.labels)  # a cohort without a tail can be rehearsed too, on findings that are named
-    scarce = find_scarce(plan["scarce"], labels=cohort.labels, groups=cohort.groups,
-                         per_class=plan["per_class"]) if known or rehearsal.truth else list(cell.findings)
+    known = find_scarce([*plan["scarce"], *cell.findings], labels=cohort.labels, groups=cohort.groups,
+                        per_class=plan["per_class"])
+    scarce = [label for label in known if label not in cell.findings] or known  # the cohort may be without a tail
     wanted = [*cell.findings, *(scarce if rehearsal.truth else [])]
     per_finding = rehearsal.section.images_per_finding
     if per_finding is None and plan["total"] is not None:

@@ -100,6 +100,9 @@ def test_a_cohort_without_a_tail_can_be_rehearsed_on_named_findings(
     plan = child_config(rehearsal, list_cells(load_cohort(cohort), rehearsal.section)[0])["plan"]
     assert plan["scarce"] == ["Effusion", "Nodule"]
     assert plan["total"] == 50 * 2
+    typo = opened(repository, "rehearse_nih128.yaml", tmp_path / "typo", cohort, *root[:3], '["tial"]')
+    with pytest.raises(TailfillError, match="unknown name 'tial'"):
+        child_config(typo, list_cells(load_cohort(cohort), typo.section)[0])
 
 
 def test_a_configuration_without_the_section_or_with_a_strange_endpoint_is_refused(

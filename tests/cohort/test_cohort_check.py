@@ -11,7 +11,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from cohort.checking import twins
-from cohort.checking.forest import Forest
 from cohort.checking.reading import detail_of, hash_pixels, read_images
 from cohort.pixels import open_grey
 from cohort.stage import Stage
@@ -289,19 +288,3 @@ def test_pairs_do_not_depend_on_order_or_chunks(monkeypatch, chunk):
         (plain.first, plain.second), (order[mixed.first], order[mixed.second]))]
     assert pairs[0] == pairs[1] == {frozenset((2, 30)), frozenset((3, 31))}
     assert not twins.find_near(details, usable=usable, groups=np.zeros_like(groups), least=0.9).first.size
-
-
-def test_the_forest_finds_what_brute_force_finds():
-    rng = np.random.default_rng(0)
-    points = rng.normal(size=(3000, 16)).astype(np.float32)
-    queries = points[::10] + rng.normal(size=(300, 16)).astype(np.float32) * 0.1
-    squared = ((queries[:, None] - points[None]) ** 2).sum(axis=2)
-    wanted = set(zip(*(rows.tolist() for rows in np.nonzero(squared <= 1.5**2)), strict=True))
-    rows, found = Forest(points).near(queries, radius=1.5)
-    pairs = list(zip(rows.tolist(), found.tolist(), strict=True))
-    assert len(set(pairs)) == len(pairs)
-    assert set(pairs) <= wanted
-    sources = {(row, 10 * row) for row in range(300)}
-    assert len(sources & set(pairs)) >= 299  # near points are hardly ever missed
-    few = points[:20]
-    assert len(Forest(few).near(few, radius=100.0)[0]) == 400  # one leaf holds all
