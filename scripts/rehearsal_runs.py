@@ -98,8 +98,9 @@ class Rehearsal:
 
     @property
     def needs_backbone(self) -> bool:
-        """Whether heads are to be trained on a backbone that is not there."""
-        return self.section.quick and self.config["train"]["backbone"] is None
+        """Whether heads are to be trained on a backbone that is neither there nor given as pre-trained weights."""
+        train = self.config["train"]
+        return self.section.quick and train["backbone"] is None and not train["pretrained"]
 
     @property
     def start_seed(self) -> int:
