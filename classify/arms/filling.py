@@ -112,8 +112,8 @@ def cost_of_equals(slots: pd.DataFrame, placed: pd.DataFrame, images: pd.DataFra
     was ``placed`` there (a row per slot); infinite elsewhere. float (n_slots, n_images).
     """
     def keys(frame: pd.DataFrame) -> np.ndarray:
-        labels = frame[cohort.labels].astype("Int8").astype("str").agg("|".join, axis=1)
-        return (frame["charged_to"] + "|" + labels).to_numpy(dtype=object)
+        words = frame[["charged_to"]].join(frame[cohort.labels].astype("Int8")).astype("str").to_numpy(dtype=object)
+        return np.array(["|".join(row) for row in words], dtype=object)
 
     elsewhere = slots["source"].to_numpy()[:, None] != images["label_source_id"].fillna("").to_numpy()[None]
     return np.where(keys(placed)[:, None] == keys(images)[None], WEAK * elsewhere, np.inf)

@@ -186,6 +186,15 @@ def test_unfiltered_keeps_and_drops_in_the_shares_of_what_was_made(run, cohort):
     assert np.mean(shares) == pytest.approx(kept.mean(), abs=4 * np.sqrt(0.75 * 0.25 / len(shares)))
 
 
+@pytest.mark.parametrize("arm", ["synthetic", "unfiltered", "permuted"])
+def test_where_the_filter_keeps_nothing_every_repeat_stays(run, cohort, arm):
+    none = frame_of(run, cohort, "filter").assign(keep=False)
+    draw = Draw(cohort=cohort, config=CONFIG, rng=np.random.default_rng(0), frames={"filter": none}, seed=0, n_seeds=1)
+    slots = ARMS[arm].build(draw)
+    assert slots["sample_id"].isna().all()
+    assert slots["unfilled"].any()
+
+
 def test_unfiltered_takes_the_first_round_only(run, cohort):
     made = frame_of(run, cohort, "filter")
     later = made.assign(round=np.arange(len(made)) % 3)
