@@ -19,6 +19,7 @@ from cohort.tables import load_cohort
 from cohort.withholding.cohorts import Thinning, write_thinned
 
 FINDINGS = '["Effusion", "Nodule"]'
+FROM_NOTHING = ("--train.pretrained", "false", "--train.head_only", "false")
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,8 @@ def test_a_run_is_an_experiment_on_its_thinned_cohort(repository: Path, tmp_path
 
 
 def test_what_is_lacking_is_learnt_once_without_the_findings(repository: Path, tmp_path: Path, cohort: Path) -> None:
-    root = ["--prepare.root", str(tmp_path)]
-    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *root)
+    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *FROM_NOTHING,
+                       "--prepare.root", str(tmp_path))
     assert rehearsal.needs_base
     base = base_config(rehearsal)
     assert [str(step) for step in steps_of(base, rehearsal, base=True)] == [
@@ -74,11 +75,20 @@ def test_what_is_lacking_is_learnt_once_without_the_findings(repository: Path, t
     assert child["plan"]["scarce"] == ["Effusion", "Nodule"]  # nobody can check the tail here
 
 
+def test_pre_trained_weights_are_a_backbone(repository: Path, tmp_path: Path, cohort: Path) -> None:
+    (tmp_path / "weights").touch()
+    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, "--prepare.root", str(tmp_path),
+                       "--train.pretrained", str(tmp_path / "weights"))
+    assert [str(step) for step in steps_of(base_config(rehearsal), rehearsal, base=True)] == ["autoencoder", "finetune"]
+    train = child_config(rehearsal, list_cells(load_cohort(cohort), rehearsal.section)[0])["train"]
+    assert (train["backbone"], train["pretrained"]) == (None, str(tmp_path / "weights"))
+
+
 @pytest.mark.parametrize(("section", "key"), [("finetune", "pipeline"), ("train", "backbone")])
 def test_weights_that_know_a_withheld_patient_are_refused_before_the_run(
     repository: Path, tmp_path: Path, cohort: Path, section: str, key: str
 ) -> None:
-    root = ["--prepare.root", str(tmp_path)]
+    root = [*FROM_NOTHING, "--prepare.root", str(tmp_path)]
     rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *root)
     cell = list_cells(load_cohort(cohort), rehearsal.section)[0]
     rehearsal.config[section][key] = str(tmp_path / "given")
@@ -95,12 +105,12 @@ def test_weights_that_know_a_withheld_patient_are_refused_before_the_run(
 def test_a_cohort_without_a_tail_can_be_rehearsed_on_named_findings(
     repository: Path, tmp_path: Path, cohort: Path
 ) -> None:
-    root = ["--prepare.root", str(tmp_path), "--plan.scarce", '["control"]']  # of which the toys have none either
+    root = [*FROM_NOTHING, "--prepare.root", str(tmp_path), "--plan.scarce", '["control"]']  # the toys have none either
     rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *root)
     plan = child_config(rehearsal, list_cells(load_cohort(cohort), rehearsal.section)[0])["plan"]
     assert plan["scarce"] == ["Effusion", "Nodule"]
-    assert plan["total"] == 50 * 2
-    typo = opened(repository, "rehearse_nih128.yaml", tmp_path / "typo", cohort, *root[:3], '["tial"]')
+    assert plan["total"] == 150 * 2
+    typo = opened(repository, "rehearse_nih128.yaml", tmp_path / "typo", cohort, *root[:-1], '["tial"]')
     with pytest.raises(TailfillError, match="unknown name 'tial'"):
         child_config(typo, list_cells(load_cohort(cohort), typo.section)[0])
 

@@ -1,0 +1,246 @@
+"""What does each means of raising the recovered share give? Asked of a finished rehearsal, on validation images alone.
+
+A means is one change of settings: how strongly words guide the generator, where an image starts, how long fine-tuning
+lasts, which images are kept, how they are weighted. Each is tried on the very thinnings of the rehearsal: what it does
+not touch is linked, what it touches is made anew by the same stages, below ``RUN/rehearsal/means``. Its arm is compared
+with the repeats and with the oracle in the same slots, on the *whole* validation split, the images withheld from it
+included: nobody has learnt from them, and at a tail's rarity the rest could not tell anything. The test split is not
+read. Interrupted, the same command goes on.
+
+Not promised: that the best of many means is as good as it looks here, which is what the test split is kept for.
+
+::
+
+    python scripts/rehearse.py configs/rehearse_nih128.yaml
+    python scripts/rehearsal_means.py configs/rehearse_nih128.yaml --means base guidance_2.5 [--level 20] [--n-seeds 3]
+"""
+
+import logging
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from experiment import Step, list_steps, run_all
+from experiment_config import read_experiment
+from experiment_processes import run_interruptible, sole_owner
+from rehearsal_runs import Rehearsal, child_config, open_rehearsal
+
+from classify.comparison.intervals import bootstrap, patient_draws
+from classify.comparison.measuring import Scored
+from classify.comparison.metrics import METRICS, ClassMetrics
+from classify.comparison.pairing import Source
+from classify.comparison.recovered import ORACLE, fieller_set
+from classify.learning.features import load_features, logits_of_features
+from classify.learning.models import load_classifier
+from classify.rehearsal.choices import Cell, choose_levels, list_cells
+from classify.slots import label_matrix
+from cohort.errors import TailfillError, nearest
+from cohort.pipeline import FOLDERS
+from cohort.pixels import load_images
+from cohort.stage import require, write_atomically
+from cohort.tables import Cohort, load_cohort, write_table
+
+log = logging.getLogger(__name__)
+
+BASE, RIVAL, METRIC = "base", "duplicate", "AP"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """One change of settings, by section, and which arm shows it."""
+
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    arm: str = "synthetic"
+    rival: str = RIVAL
+
+
+MEANS: dict[str, Means] = {
+    BASE: Means(),
+    "guidance_2.5": Means(changes={"generate": {"guidance_scale": 2.5, "guidance_interval": [0.2, 0.8]}}),
+    "guidance_4": Means(changes={"generate": {"guidance_scale": 4.0, "guidance_interval": [0.2, 0.8]}}),
+    "from_real": Means(changes={"plan": {"image_conditioned": 1.0, "strength": 0.7}}),
+    "finetuning_3x": Means(changes={"finetune": {"steps": 600}}),
+    "unfiltered": Means(arm="unfiltered"),
+    "band": Means(changes={"filter": {"rules": {"label_agreement": {"select": "band"}}}}),
+    "entropy": Means(changes={"filter": {"rules": {"label_agreement": {"select": "entropy"}}}}),
+    "loss_weight_0.3": Means(changes={"arm": {"synthetic_loss_weight": 0.3}}),
+    "all_added_slots": Means(changes={"arm": {"synthetic_share": 1.0}}),
+    "slots_0.5x": Means(changes={"arm": {"slots_per_class": 30}}),
+    "slots_2.5x": Means(changes={"arm": {"slots_per_class": 150}}),
+    "real_finish": Means(changes={"train": {"phase_2_share": 0.3}}, arm="synthetic-then-real",
+                         rival="duplicate-then-real"),
+    "reconstructed_oracle": Means(changes={"reconstruct": {}}, arm="oracle-reconstructed"),
+}
+"""Name to means; numbers fit configs/rehearse_nih128.yaml. The last is none: what the autoencoder lets through."""
+MADE_ANEW = {"plan": ("plan", "generate", "filter"), "finetune": ("finetune", "generate", "filter"),
+             "generate": ("generate", "filter"), "filter": ("filter",), "reconstruct": ("reconstruct",)}
+"""Changed section to the stages that it changes; any other section changes arms only."""
+LINKED = ("plan", "finetune", "generate", "filter", "oracle")
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Namespace, list[str]]:
+    """The command line, and the words that change the configuration."""
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="the rehearsal's YAML, whose runs are complete")
+    parser.add_argument("--means", nargs="+", default=list(MEANS), help="some of them; all where left out")
+    parser.add_argument("--level", type=int, help="positives that stay; the lowest level where left out")
+    parser.add_argument("--n-seeds", type=int, help="thinnings, 2 or more; all where left out")
+    parser.add_argument("--n-draws", type=int, default=1000, help="resamples of the validation patients")
+    options, words = parser.parse_known_args(arguments)
+    for name in options.means:
+        if name not in MEANS:
+            raise TailfillError(f"--means: unknown means '{name}'{nearest(name, list(MEANS))}")
+    return options, [str(options.config), *words]
+
+
+def cells_of(rehearsal: Rehearsal, *, level: int | None, n_seeds: int | None) -> list[Cell]:
+    """The runs at one level; raises ``TailfillError`` for a level or number that the rehearsal lacks."""
+    cohort = load_cohort(rehearsal.cohort_folder)
+    levels, seeds = choose_levels(cohort, rehearsal.section), rehearsal.section.seeds
+    if level is not None and level not in levels:
+        raise TailfillError(f"--level {level}: the rehearsal has {', '.join(map(str, levels))}")
+    if n_seeds is not None and not 2 <= n_seeds <= seeds:
+        raise TailfillError(f"--n-seeds is {n_seeds}; wanted: 2 to {seeds}, the rehearsal's thinnings")
+    chosen = levels[0] if level is None else level
+    return [cell for cell in list_cells(cohort, rehearsal.section)
+            if cell.level == chosen and cell.seed < (n_seeds or seeds)]
+
+
+def arms_of(means: Means) -> tuple[str, ...]:
+    """The means' arm and what it is measured against."""
+    return tuple(dict.fromkeys((RIVAL, means.rival, means.arm, ORACLE)))
+
+
+def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``settings`` with ``changes``, which may be nested as they are."""
+    return {**settings, **{key: merge(settings.get(key) or {}, value) if isinstance(value, Mapping) else value
+                           for key, value in changes.items()}}
+
+
+def config_of(rehearsal: Rehearsal, cell: Cell, name: str) -> dict[str, Any]:
+    """One thinning's configuration with the changes of a means, and a run folder of its own."""
+    config, means = child_config(rehearsal, cell), MEANS[name]
+    endpoint = {"compare": {"endpoint": {"arm": means.arm, "rival": means.rival}}}
+    folder = rehearsal.folder / "means" / name / cell.name
+    return merge(config, means.changes | endpoint) | {"run": str(folder), "arms": list(arms_of(means))}
+
+
+def link(source: Path, folder: Path, means: Means) -> None:
+    """Link what a means does not touch to the run that has it; raises ``TailfillError`` where that is not complete."""
+    anew = {stage for section in means.changes for stage in MADE_ANEW.get(section, ())}
+    names = ["cohort", "cache", "train/real", *(FOLDERS[stage] for stage in LINKED if stage not in anew)]
+    if not means.changes.keys() - MADE_ANEW.keys():  # important: nothing may train into the rehearsal's own folders
+        kept = [arm for arm in arms_of(means) if arm in (RIVAL, ORACLE) or not anew]
+        names += [f"{stage}/{arm}" for arm in kept for stage in ("arms", "train")]
+    for name in names:
+        if not (source / name).exists():
+            raise TailfillError(f"{source / name}: is missing; wanted: a complete rehearsal (scripts/rehearse.py)")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(source / name)
+
+
+def run_means(rehearsal: Rehearsal, cell: Cell, name: str) -> Path:
+    """Make what a means changes in one thinning, and train its arms; the folder."""
+    config = config_of(rehearsal, cell, name)
+    folder = Path(config["run"])
+    file = folder / "config.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    link(rehearsal.folder / cell.name, folder, MEANS[name])
+    write_atomically(file, yaml.safe_dump(config, sort_keys=False).encode())
+    experiment = read_experiment([str(file), "--processes", str(rehearsal.processes)], doc=__doc__)
+    run_all(experiment, [step for step in list_steps(experiment.config) if is_wanted(step)])
+    return folder
+
+
+def is_wanted(step: Step) -> bool:
+    """Whether a stage comes before predictions: those would be of the test split."""
+    return step.stage not in ("predict", "compare", "report")
+
+
+def logits_of(folder: Path, cohort: Cohort, arm: str) -> np.ndarray:
+    """EMA logits of the cohort's validation images, float32 (n, n_labels)."""
+    stage = folder / "train" / arm / "seed_0"
+    if not require(stage, "train")["config"].get("head_only"):
+        raise TailfillError(f"{stage}: all weights were trained; wanted: heads (rehearsal.quick: true)")
+    model, card = load_classifier(stage)
+    card.require_labels(cohort.labels, where=stage)
+    cache = (folder / "cache").resolve()
+    images = load_images(cohort.image_paths(cohort.split("val")), card.image_size, cache)
+    logits: np.ndarray = logits_of_features(model, load_features(model, images, card, cache=cache))
+    return logits
+
+
+def measure(folders: Mapping[str, Sequence[Path]], cohort: Cohort, findings: Sequence[str], *, n_draws: int) -> Source:
+    """AP of every means and arm on the validation images and on resamples of their patients; seeds are thinnings.
+
+    ``folders``: name of a means to a folder per thinning. Arms are called ``MEANS ARM``.
+    """
+    frame = cohort.split("val")
+    targets = label_matrix(frame, list(findings)).astype(np.float64)
+    patients = pd.factorize(frame["patient_id"], sort=True)[0]
+    draws = patient_draws(patients.max() + 1, n_draws, np.random.default_rng(1))
+    columns, at = [cohort.labels.index(finding) for finding in findings], METRICS.index(METRIC)
+    arms = [(name, arm) for name in folders for arm in arms_of(MEANS[name])]
+    values, resampled = [], []
+    for name, arm in arms:
+        for folder in folders[name]:
+            logits = logits_of(folder, cohort, arm)[:, columns].astype(np.float64)
+            each = [ClassMetrics(labels=targets[:, k], logits=logits[:, k]) for k in range(len(findings))]
+            values.append([evaluate(np.ones((len(frame), 1)))[at] for evaluate in each])
+            resampled.append(bootstrap(each, patients=patients, draws=draws)[:, [at]])
+    shape = (len(arms), len(next(iter(folders.values()))), len(findings), 1)
+    members = {"mean": list(range(len(findings)))} | {finding: [k] for k, finding in enumerate(findings)}
+    return Source(values=np.array(values).reshape(shape), resampled=np.stack(resampled).reshape(*shape, n_draws),
+                  arms=[" ".join(pair) for pair in arms], members=members, metrics=(METRIC,),
+                  scored=Scored(labels=targets, patients=patients, logits={}))
+
+
+def tabulate(source: Source, names: Sequence[str]) -> pd.DataFrame:
+    """One row per means and finding: gain over its rival, the oracle's over the repeats, share, difference from base.
+
+    ``against_base``: AP of the means' arm minus that of the base's.
+    """
+    rows = []
+    for name in names:
+        means = MEANS[name]
+        own, rival, oracle, repeats = (f"{name} {arm}" for arm in (means.arm, means.rival, ORACLE, RIVAL))
+        pairs = {"gain": (own, rival), "oracle": (oracle, repeats), "against_base": (own, f"{BASE} {MEANS[BASE].arm}")}
+        for label, at in source.members.items():
+            share = fieller_set(source.gain(own, rival, at, 0), source.gain(oracle, repeats, at, 0))
+            row = {"means": name, "finding": label, "AP": float(source.per_seed(own, None, at, 0).mean()),
+                   "share": share.share, "share_low": share.low, "share_high": share.high}
+            for key, pair in pairs.items():
+                one = source.interval(*pair, at, 0)
+                row |= {key: one.estimate, f"{key}_low": one.low, f"{key}_high": one.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    """Make, train, measure."""
+    options, words = parse()
+    rehearsal = open_rehearsal(read_experiment(words, doc=__doc__))
+    names = list(dict.fromkeys([BASE, *options.means]))
+    with sole_owner(rehearsal.folder):
+        cells = cells_of(rehearsal, level=options.level, n_seeds=options.n_seeds)
+        folders: dict[tuple[str, ...], dict[str, list[Path]]] = {}
+        for name in names:
+            for cell in cells:
+                log.info("%s, %s:", name, cell.name)
+                folders.setdefault(cell.findings, {}).setdefault(name, []).append(run_means(rehearsal, cell, name))
+        cohort = load_cohort(rehearsal.cohort_folder)
+        table = pd.concat([tabulate(measure(one, cohort, findings, n_draws=options.n_draws), names)
+                           for findings, one in folders.items()], ignore_index=True)
+        write_table(table, rehearsal.folder / "means" / "means.parquet")
+    sys.stdout.write(table.to_string(index=False, float_format=lambda value: f"{value:+.4f}") + "\n")
+
+
+if __name__ == "__main__":
+    run_interruptible(main)
