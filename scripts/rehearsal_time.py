@@ -2,8 +2,9 @@
 
 A configuration says what each stage took where it was measured (``expected_seconds``) and how long a reference
 operation took there (``rehearsal.reference_seconds``). The same operation is timed here, and the stages that are left
-are told in its proportion; a stage of a kind that has already run in this rehearsal takes what it took. Right within a
-factor of two where the machine's load does not change; not promised on a machine that is busy now and free later.
+are told in its proportion; where stages of its kind have already run in this rehearsal, their pace is taken. Right
+within a factor of two where the machine's load does not change; not promised on a machine that is busy now and free
+later.
 """
 
 import statistics
@@ -48,11 +49,11 @@ def foresee(
 ) -> tuple[float, list[str]]:
     """Seconds of the steps that are ``left`` (kind to number), and the kinds of which nothing is known.
 
-    ``spent``: kind to what finished steps of it took here; ``expected``: what they took elsewhere; ``pace``: this
-    machine's seconds per second there.
+    ``spent``: kind to what finished steps of it took here by what was expected of them; ``expected``: seconds of a step
+    elsewhere; ``pace``: this machine's seconds per second there, for kinds of which none is finished.
     """
-    each = {kind: pace * seconds for kind, seconds in expected.items()}
-    each |= {kind: statistics.fmean(took) for kind, took in spent.items() if took}
+    each = {kind: seconds * (statistics.fmean(spent[kind]) if spent.get(kind) else pace)
+            for kind, seconds in expected.items()}
     return (sum(n * each.get(kind, 0.0) for kind, n in left.items()),
             sorted(kind for kind, n in left.items() if n and kind not in each))
 
@@ -77,9 +78,11 @@ def tell_time(rehearsal: Rehearsal) -> str:
         experiment = Experiment(config=config, endpoint={}, processes=rehearsal.processes, dry_run=True)
         steps = steps_of(config, rehearsal, base=config["run"] == str(rehearsal.base))
         done = [step for step in steps if is_done(step, experiment)]
-        for step in done:
-            spent.setdefault(step.kind, []).append(float((read_stamp(step.folder) or {}).get("seconds", 0.0)))
-        left.append((Counter(step.kind for step in steps if step not in done), config["expected_seconds"]))
+        expected = config["expected_seconds"]
+        for step in (step for step in done if expected.get(step.kind)):
+            seconds = float((read_stamp(step.folder) or {}).get("seconds", 0.0))
+            spent.setdefault(step.kind, []).append(seconds / expected[step.kind])
+        left.append((Counter(step.kind for step in steps if step not in done), expected))
         lines.append(f"{title}: {len(done)} of {len(steps)} stages done")
     measured, reference = time_reference(int(rehearsal.config["threads"])), rehearsal.section.reference_seconds
     told = [foresee(kinds, spent=spent, expected=expected, pace=measured / reference if reference else 1.0)

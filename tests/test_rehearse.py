@@ -129,9 +129,9 @@ def test_a_configuration_without_the_section_or_with_a_strange_endpoint_is_refus
 
 
 def test_time_is_what_was_spent_else_what_was_expected_at_this_pace() -> None:
-    seconds, unknown = foresee({"train": 4, "filter": 2, "plan": 1}, spent={"train": [2.0, 4.0]},
+    seconds, unknown = foresee({"train": 4, "filter": 2, "plan": 1}, spent={"train": [0.02, 0.04]},
                                expected={"train": 100.0, "filter": 10.0}, pace=1.5)
-    assert seconds == pytest.approx(4 * 3.0 + 2 * 15.0)
+    assert seconds == pytest.approx(4 * 100 * 0.03 + 2 * 15.0)
     assert unknown == ["plan"]
 
 
