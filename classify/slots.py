@@ -220,17 +220,18 @@ def distort(images: Tensor, draws: Tensor) -> Tensor:
     return ((moved - middle) * (1 + CONTRAST * contrast) + middle + BRIGHTNESS * brightness).clamp(0, 1)
 
 
-def grey_statistics(images: np.ndarray) -> tuple[float, float]:
+def grey_statistics(images: np.ndarray, rows: np.ndarray | None = None) -> tuple[float, float]:
     """Mean and standard deviation of uint8 images (n, size, size), on grey values of 0 to 1; summed in float64.
 
-    Raises ``TailfillError`` when all pixels are equal.
+    ``rows``, int64 (k,), are those that count; None: all. Raises ``TailfillError`` when all pixels are equal.
     """
-    total, squares, count = 0.0, 0.0, images.size
-    for start in range(0, len(images), 1024):
-        part = np.asarray(images[start:start + 1024], dtype=np.float64) / 255
+    rows = np.arange(len(images)) if rows is None else rows
+    total, squares, count = 0.0, 0.0, len(rows) * math.prod(images.shape[1:])
+    for start in range(0, len(rows), 1024):
+        part = np.asarray(images[rows[start:start + 1024]], dtype=np.float64) / 255
         total, squares = total + part.sum(), squares + np.square(part).sum()
     mean = total / count
     std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
     if std < 1e-6:
-        raise TailfillError(f"the {len(images)} real training images have one grey value only ({mean:.3f})")
+        raise TailfillError(f"the {len(rows)} real training images have one grey value only ({mean:.3f})")
     return float(mean), std

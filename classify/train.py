@@ -1,13 +1,14 @@
 """Train one arm with one seed: equal optimiser steps, schedule, distortions and class weights in every arm.
 
 What makes arms comparable is that nothing but the table of slots differs. Steps are counted, not epochs; the class
-weights of the loss come from the real training images' known labels in every arm; the weights after the last step and
-their moving average (EMA) are what is kept: there is no early stopping, which would look at the validation set once per
-arm. Seeds below 1000 start from one shared model, the EMA weights of arm ``real`` with seed ``init_seed``, and train
-``steps``; that start, and the filter's critics, have seeds from 1000 on and train ``base_steps`` from nothing, or from
-a ``backbone`` with a new head. With ``head_only`` all but the head stays as the start has it, bit for bit, and the
-images' features are computed once. Arm ``crt`` throws its head away for the second phase and trains a new one alone, so
-with ``head_only`` nothing of its first phase is left, and it is a head of class-balanced slots in fewer steps.
+weights of the loss come from the real training images' known labels in every arm (`fold`, which is compared with none,
+has those of the images that it learns from); the weights after the last step and their moving average (EMA) are what is
+kept: there is no early stopping, which would look at the validation set once per arm. Seeds below 1000 start from one
+shared model, the EMA weights of arm ``real`` with seed ``init_seed``, and train ``steps``; that start, and the filter's
+critics, have seeds from 1000 on and train ``base_steps`` from nothing, or from a ``backbone`` with a new head. With
+``head_only`` all but the head stays as the start has it, bit for bit, and the images' features are computed once. Arm
+``crt`` throws its head away for the second phase and trains a new one alone, so with ``head_only`` nothing of its first
+phase is left, and it is a head of class-balanced slots in fewer steps.
 
 Killed at any moment, the same command goes on from its last checkpoint and ends with the same weights bit for bit, on
 the same device type, number of processes and threads: order, distortions and dropout are functions of (seed, step).
@@ -20,12 +21,13 @@ measured speeds, so it is no part of the stage's hashed output.
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -151,9 +153,19 @@ def make_card(job: Job, cohort: Cohort, slots: Slots) -> Card:
     config = job.config
     if job.start is not None:
         return job.start.card(cohort.labels, model=config.model, image_size=config.image_size, head=config.head)
-    mean, std = grey_statistics(slots.images[0])
+    train = slots.images[0]
+    mean, std = grey_statistics(train, np.unique(slots.index[slots.index < len(train)]))  # all of train, but for `fold`
     return Card(model=config.model, labels=tuple(cohort.labels), image_size=config.image_size, mean=mean, std=std,
                 head=config.head)
+
+
+def shares_of(arm: pd.DataFrame, cohort: Cohort, splits: Sequence[str]) -> torch.Tensor:
+    """Prevalence of each label among the real images of the ``splits`` that an arm holds, float32 (n_labels,).
+
+    Every arm but `fold` holds all of train, so that class weights are the same in all that are compared.
+    """
+    real = cohort.split(*splits)
+    return torch.from_numpy(prevalence(label_matrix(real[real["image_id"].isin(arm["image_id"])], cohort.labels)))
 
 
 def prepare_patients(
@@ -226,7 +238,7 @@ def train(job: Job) -> None:
                            threads=job.run.threads, splits=ARMS[job.arm].splits)
     accelerator.init_trackers("tensorboard" if job.run.tracker == "tensorboard" else "tailfill")  # a folder; a project
     card = make_card(job, cohort, slots)
-    shares = torch.from_numpy(prevalence(label_matrix(cohort.split("train"), cohort.labels)))
+    shares = shares_of(arm, cohort, ARMS[job.arm].splits)
     loss = LOSSES[job.config.loss](shares)
     bias = best_constant(loss, shares)
     model = initial_model(job.start, card, bias, seed=stream(job.entropy, 0),

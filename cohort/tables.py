@@ -37,8 +37,8 @@ def _text(*, nullable: bool = False, unique: bool = False, isin: Sequence[str] |
     return pa.Column(str, pa.Check.isin(list(isin)) if isin else None, nullable=nullable, unique=unique, coerce=True)
 
 
-def _number(kind: str, check: pa.Check | None = None, *, nullable: bool = False) -> pa.Column:
-    return pa.Column(kind, check, nullable=nullable, coerce=True)
+def _number(kind: str, check: pa.Check | None = None, *, nullable: bool = False, required: bool = True) -> pa.Column:
+    return pa.Column(kind, check, nullable=nullable, required=required, coerce=True)
 
 
 def _labels(labels: Sequence[str]) -> dict[str, pa.Column]:
@@ -106,12 +106,15 @@ def batches_schema() -> pa.DataFrameSchema:
 
 
 def synthetic_schema(labels: Sequence[str], rules: Sequence[str]) -> pa.DataFrameSchema:
-    """One row per image made: the cohort's columns, where it came from, a score per rule, and the decision."""
+    """One row per image made: the cohort's columns, where it came from, a score per rule, and the decision.
+
+    ``seed`` is the noise that it was drawn from, shared by a positive and its matched negative; older tables lack it.
+    """
     return pa.DataFrameSchema(
         {
             **_image(labels, ("train",)), "sample_id": _text(unique=True),
             "charged_to": _text(isin=[*labels, "negative"]), "label_source_id": _text(nullable=True),
-            "round": _number("int64", pa.Check.ge(0)),
+            "round": _number("int64", pa.Check.ge(0)), "seed": _number("int64", pa.Check.ge(0), required=False),
             **{rule: _number("float64", nullable=True) for rule in rules},
             "keep": pa.Column(bool), "reason": _text(nullable=True),
         },

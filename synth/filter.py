@@ -167,7 +167,7 @@ def read_inputs(run: Run, config: FilterConfig) -> Inputs:
     makers = [maker for maker in makers if (maker / FILE).is_file()]
     for maker in makers:
         check_no_overlap(maker, cohort)
-    joined = images.merge(plan.drop(columns=["seed", "batch"]), on="sample_id", validate="one_to_one")
+    joined = images.merge(plan.drop(columns="batch"), on="sample_id", validate="one_to_one")
     return Inputs(cohort=cohort, images=joined, folder=folder, critics=critics, folds=folds,
                   reconstructed=find_reconstructed(run, cohort) if config.reconstructed else [],
                   learnt=[*makers, *critics.values(), *(fold.folder for fold in folds.values())])

@@ -1,9 +1,10 @@
 """Which image takes which slot: kept synthetic images by their source, all others by the cheapest assignment.
 
 No image stands in two slots of a seed, and none serves two seeds: a table is sorted so that like stands beside like,
-and within a charged class its k-th row goes to seed k modulo n_seeds. Where no image is left for a slot, the repeat of
-a real one stays in it and is counted as unfilled. Not promised: that a positive and the negative drawn from the same
-noise go to the same seed (they are dealt apart, and the filter may keep only one).
+and within a charged class its k-th row goes to seed k modulo n_seeds; a matched negative goes where the positive of the
+same noise goes, so that no two seeds hold twins. Where no image is left for a slot, the repeat of a real one stays in
+it and is counted as unfilled. Not promised: that a positive has its negative beside it, as the filter may have dropped
+one of them; and that tables of a filter that did not write down the noise (``seed``) yet are dealt by pair.
 """
 
 import numpy as np
@@ -21,9 +22,29 @@ WEAK = 0.5  # what a wrong view or source costs beside 1 per wrong label: it dec
 
 
 def deal(frame: pd.DataFrame, *, seed: int, n_seeds: int, by: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of one seed: disjoint between seeds, together all, even within a ``charged_to`` and along ``by``."""
+    """The rows of one seed: disjoint between seeds, together all, even within a ``charged_to`` and along ``by``.
+
+    Where ``frame`` has the noise that an image was drawn from (``seed``), matched negatives are as even as pairs allow.
+    """
     ordered = frame.sort_values(["charged_to", *by])
-    return ordered[ordered.groupby("charged_to").cumcount() % n_seeds == seed % n_seeds]
+    turn = ordered.groupby("charged_to").cumcount() % n_seeds
+    if "seed" in ordered:
+        turn = _beside_their_positives(turn, noise=ordered["seed"], negative=ordered["charged_to"] == NEGATIVE,
+                                       n_seeds=n_seeds)
+    return ordered[turn == seed % n_seeds]
+
+
+def _beside_their_positives(turn: pd.Series, *, noise: pd.Series, negative: pd.Series, n_seeds: int) -> pd.Series:
+    """``turn``, 0 to ``n_seeds`` - 1 per row, where each negative has that of the positive of the same noise.
+
+    One whose positive is not there has the turn that fewest negatives have by then.
+    """
+    of_noise = turn[~negative].groupby(noise[~negative]).first()
+    held = noise[negative].map(of_noise).value_counts().reindex(range(n_seeds), fill_value=0)
+    single = noise[negative & ~noise.isin(of_noise.index)].unique()
+    fewest_first = sorted((held[i] + k, i) for i in range(n_seeds) for k in range(len(single)))
+    left = pd.Series([i for _, i in fewest_first[:len(single)]], index=single, dtype="int64")
+    return turn.where(~negative, noise.map(pd.concat([of_noise, left])))
 
 
 def charge_to_rarest(frame: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:

@@ -107,4 +107,5 @@ def _gather(name: str, start: int, n: int, kinds: dict[str, list[Reader]], cache
     rng = np.random.default_rng(start)
     labels = pd.DataFrame({label: pd.array(rng.integers(0, 2, n), dtype="Int8") for label in LABELS})
     return Images(labels=labels, patients=np.array([f"{name}{row}" for row in range(n)], dtype=object),
-                  views=np.array(["PA"] * n, dtype=object), readings=collect(source, readers, cache), load=source.load)
+                  views=np.resize(np.array(["PA", "AP"], dtype=object), n), load=source.load,
+                  readings=collect(source, readers, cache))

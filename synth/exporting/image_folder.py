@@ -46,7 +46,8 @@ def list_metadata(facts: Facts) -> pd.DataFrame:
                             "that calls it otherwise")
     plan = facts.plan.assign(plan_row=range(len(facts.plan)))[["sample_id", *ASKED]]
     files = facts.images[["sample_id", "sha256", "height", "width"]]
-    joined = facts.kept.merge(plan, on="sample_id", validate="one_to_one")
+    kept = facts.kept.drop(columns="seed", errors="ignore")  # the plan has it too
+    joined = kept.merge(plan, on="sample_id", validate="one_to_one")
     joined = joined.merge(files, on="sample_id", validate="one_to_one")
     if len(joined) != len(facts.kept):
         raise TailfillError(f"{facts.run}: {len(facts.kept) - len(joined)} accepted images stand in no row of plan and "

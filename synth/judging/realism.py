@@ -163,11 +163,12 @@ class Gaussian:
         return cls(mean=samples.mean(axis=0), root=np.linalg.cholesky(covariance + floor * np.eye(len(covariance))))
 
     def distance(self, samples: np.ndarray) -> np.ndarray:
-        """Squared Mahalanobis distance per dimension: (n, d) to float64 (n,)."""
-        step = max(1, CHUNK // len(self.mean))
-        parts = [solve_triangular(self.root, (samples[start: start + step] - self.mean).T, lower=True)
-                 for start in range(0, len(samples), step)]
-        return np.concatenate([np.zeros(0), *((part**2).mean(axis=0) for part in parts)])
+        """Squared Mahalanobis distance per dimension: (n, d), which may lie on disk, to float64 (n,)."""
+        step, found = max(1, CHUNK // len(self.mean)), np.empty(len(samples))
+        for start in range(0, len(found), step):
+            block = solve_triangular(self.root, (samples[start: start + step] - self.mean).T, lower=True)
+            found[start: start + step] = (block**2).mean(axis=0)
+        return found
 
 
 def _distance_across(train: np.ndarray, patients: np.ndarray) -> np.ndarray:
@@ -176,7 +177,7 @@ def _distance_across(train: np.ndarray, patients: np.ndarray) -> np.ndarray:
     distance = np.full(len(train), np.inf)
     for fold in range(FOLDS if len(names) >= 2 * FOLDS else 0):
         inside = owner % FOLDS == fold
-        distance[inside] = Gaussian.fit(thinned(train[~inside])).distance(train[inside])
+        distance[inside] = Gaussian.fit(train[thinned(np.flatnonzero(~inside))]).distance(train[inside])
     return distance
 
 

@@ -30,6 +30,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from synth.judging.critic import auroc_interval
 from synth.judging.evidence import Evidence
+from synth.judging.reading import BLOCK
 from synth.judging.realism import Gaussian, features, thinned
 
 FOLDS = 5
@@ -58,8 +59,15 @@ class LinearProbe:
         return cls(direction=cho_solve((within.root, True), means[1] - means[0]), middle=(means[0] + means[1]) / 2)
 
     def log_odds(self, samples: np.ndarray) -> np.ndarray:
-        """Of the positive class at equal priors, if both are normal: float (n, d) to float64 (n,)."""
-        return np.asarray(samples @ self.direction - self.middle @ self.direction, dtype=np.float64)
+        """Of the positive class at equal priors, if both are normal: float (n, d) to float64 (n,).
+
+        ``samples`` may lie on disk: no more than ``BLOCK`` rows are held at a time, as a product of float32 with the
+        direction is one of float64 copies.
+        """
+        found = np.empty(len(samples))
+        for start in range(0, len(found), BLOCK):
+            found[start: start + BLOCK] = samples[start: start + BLOCK] @ self.direction
+        return np.asarray(found - self.middle @ self.direction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from tiny_classify import LABELS, write_cohort, write_further, write_reconstruct
 from classify import arm as arm_module
 from classify.arm import ArmConfig, build_arm, count_slots, write_arm
 from classify.arms.filling import deal
-from classify.arms.layout import tail_slots
+from classify.arms.layout import NEGATIVE, tail_slots
 from classify.arms.rivals import ARMS, Draw, oversample
 from cohort.config import Run
 from cohort.errors import TailfillError, run_command
@@ -147,6 +147,47 @@ def test_seeds_share_no_synthetic_image_and_use_all(run):
     assert sum(map(len, parts)) == len(kept)
     for seed in range(3):
         assert (deal(kept, seed=seed, n_seeds=3, by=by).groupby(["charged_to", "label_source_id"]).size() == 1).all()
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_no_two_seeds_hold_images_of_one_noise(trial):
+    """Three findings, each positive with up to two negatives of its noise, some of everything dropped."""
+    rng, n_seeds = np.random.default_rng(trial), 1 + trial % 5
+    pairs = pd.DataFrame({"charged_to": rng.choice(["Edema", "Hernia", "Mass"], 90), "seed": np.arange(90) * 7,
+                          "label_source_id": rng.choice(list("abcdef"), 90)})
+    negatives = pairs.loc[rng.integers(0, 90, 90)].assign(charged_to=NEGATIVE)
+    frame = pd.concat([pairs, negatives], ignore_index=True)
+    frame["sample_id"] = rng.permutation([f"{i:03}" for i in range(len(frame))])
+    frame = frame[rng.random(len(frame)) < rng.choice([0.2, 0.7, 1])]
+    parts = [deal(frame, seed=seed, n_seeds=n_seeds, by=("label_source_id", "sample_id")) for seed in range(n_seeds)]
+    assert sorted(name for part in parts for name in part["sample_id"]) == sorted(frame["sample_id"])
+    together = pd.concat([part.assign(owner=k) for k, part in enumerate(parts)])
+    assert together.groupby("seed")["owner"].nunique().max() == 1
+    positive = frame["charged_to"] != NEGATIVE
+    for charged in frame["charged_to"][positive].unique():
+        sizes = [(part["charged_to"] == charged).sum() for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+    shuffled = frame.sample(frac=1, random_state=trial)
+    again = deal(shuffled, seed=0, n_seeds=n_seeds, by=("label_source_id", "sample_id"))
+    assert list(again["sample_id"]) == list(parts[0]["sample_id"])
+
+
+def test_negatives_without_their_positive_make_up_for_what_pairs_leave_uneven():
+    frame = pd.DataFrame({"charged_to": ["Edema", "Hernia", "Mass"] + [NEGATIVE] * 9, "seed": [0, 1, 2, *range(9)],
+                          "sample_id": [f"{i:02}" for i in range(12)]})
+    parts = [deal(frame, seed=seed, n_seeds=3, by=("sample_id",)) for seed in range(3)]
+    assert [(part["charged_to"] == NEGATIVE).sum() for part in parts] == [3, 3, 3]
+    assert {"Edema", "Hernia", "Mass"} < set(parts[0]["charged_to"]), "each finding begins with the first seed"
+    kept = deal(frame.drop(columns="seed"), seed=0, n_seeds=3, by=("sample_id",))
+    assert list(kept["sample_id"]) == ["00", "01", "02", "03", "06", "09"], "older tables do not know the noise"
+
+
+def test_a_kept_pair_stands_in_slots_of_one_seed(run, cohort):
+    frame = pd.read_parquet(run.folder / "synthetic" / "synthetic.parquet").set_index("image_id")
+    tables = [build(run, cohort, "synthetic", seed=seed)[0].dropna(subset="sample_id") for seed in range(3)]
+    owners = pd.concat([frame.loc[table["image_id"]].assign(owner=seed) for seed, table in enumerate(tables)])
+    assert owners.groupby("seed")["owner"].nunique().max() == 1
+    assert owners["seed"].duplicated().any()
 
 
 def test_the_deal_does_not_depend_on_the_order_of_rows(run):

@@ -1,20 +1,26 @@
 """Out-of-fold critics: folds are whole patients and cover everything once; what is compared never sees validation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 from experiment import list_steps
 from tiny_classify import LABELS, write_cohort
 
 from classify.arm import build_arm, check_arm
 from classify.arms.layout import ArmConfig
+from classify.arms.rivals import ARMS
+from classify.learning.models import load_card
 from classify.learning.settings import TrainConfig
 from classify.predict import PredictConfig, predict
-from classify.slots import load_slots
-from classify.train import Job, train
+from classify.slots import label_matrix, load_slots, prevalence
+from classify.train import Job, shares_of, train
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.pipeline import STAGES, fold_seeds
+from cohort.pixels import load_images
 from cohort.preparing.splits import deal_folds
 from cohort.provenance import FILE, hash_patients
 from cohort.status import needed_folders
@@ -67,12 +73,35 @@ def test_a_fold_learns_from_its_images_alone_and_predicts_those_left_out(run, co
     told = set(read_table(run.folder / "train" / "fold" / "seed_2001" / FILE)["patient"])
     assert told == hash_patients(learnt["patient_id"], salt=cohort.salt)
     assert set(learnt["split"]) == {"train", "val"}
+    rows = cohort.split("train").loc[lambda frame: frame["image_id"].isin(slots["image_id"])]
+    pixels = load_images(cohort.image_paths(rows), 32, None, threads=1) / 255
+    card = load_card(run.folder / "train" / "fold" / "seed_2001")
+    assert (card.mean, card.std) == pytest.approx((pixels.mean(), pixels.std())), "no held-out image counts"
     predict(run, PredictConfig(), arm="fold", seed=2001)
     table = read_table(run.folder / "predictions" / "fold" / "seed_2001" / "predictions.parquet",
                        predictions_schema(LABELS))
     unseen = cohort.frame[~cohort.frame["image_id"].isin(slots["image_id"])]
     assert set(table["image_id"]) == set(unseen["image_id"])
     assert set(table["fold"]) == {1}
+
+
+def test_labels_that_are_held_out_have_no_say_in_class_weights(run, cohort):
+    """Every label of the held-out fold turned round; those that are learnt from tell the weights."""
+    arm, _ = build_arm(run, cohort, ArmConfig(), arm="fold", seed=2001)
+    splits = ARMS["fold"].splits
+    learnt = cohort.frame["image_id"].isin(arm["image_id"])
+    columns = cohort.frame[LABELS]
+    turned = cohort.frame.assign(**{label: column.where(learnt, 1 - column) for label, column in columns.items()})
+    shares = shares_of(arm, cohort, splits)
+    assert torch.equal(shares_of(arm, replace(cohort, frame=turned), splits), shares)
+    np.testing.assert_array_equal(shares, prevalence(label_matrix(cohort.frame[learnt], LABELS)))
+
+
+def test_all_of_train_tells_the_class_weights_of_what_is_compared(run, cohort):
+    whole = prevalence(label_matrix(cohort.split("train"), LABELS))
+    for arm in ("real", "oversample", "duplicate", "crt"):
+        table, _ = build_arm(run, cohort, ArmConfig(), arm=arm, seed=0)
+        np.testing.assert_array_equal(shares_of(table, cohort, ARMS[arm].splits), whole)
 
 
 def test_an_arm_that_is_compared_cannot_hold_a_validation_image(run, cohort):

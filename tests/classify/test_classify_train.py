@@ -189,6 +189,8 @@ def test_a_shift_is_a_share_of_the_side_and_nothing_is_mirrored(column, dy, dx):
 def test_statistics_against_numpy():
     images = np.random.default_rng(0).integers(0, 256, (1030, 4, 4), dtype=np.uint8)
     assert grey_statistics(images) == pytest.approx((np.mean(images / 255), np.std(images / 255)))
+    some = np.arange(0, 1030, 3)
+    assert grey_statistics(images, some) == pytest.approx((np.mean(images[some] / 255), np.std(images[some] / 255)))
     with pytest.raises(TailfillError, match="one grey value"):
         grey_statistics(np.full((3, 4, 4), 7, np.uint8))
     np.testing.assert_allclose(prevalence(np.array([[1, np.nan, np.nan], [0, 1, np.nan]])), [0.5, 1, 0])

@@ -93,7 +93,7 @@ def write_synthetic(run: Path, cohort: Cohort, *, per_source: int = 3, dropped: 
             for charged in ("Hernia", "negative"):
                 labels = {label: source[label] for label in LABELS} | ({"Hernia": 0} if charged == "negative" else {})
                 rows.append(labels | {"label_source_id": source["image_id"], "charged_to": charged,
-                                      "keep": k < per_source, "view": source["view"]})
+                                      "keep": k < per_source, "view": source["view"], "seed": len(rows) // 2})
     frame = pd.DataFrame(rows)
     frame["sample_id"] = [f"{i:016x}" for i in rng.permutation(len(frame))]
     frame["image_id"] = frame["patient_id"] = "synthetic:" + frame["sample_id"]

@@ -25,7 +25,7 @@ def write_filtered(run: Path, *, keep_every: int = 2) -> None:
     images = read_table(run / "images" / "images.parquet")
     made = images[images["status"] == "ok"].sort_values("sample_id", ignore_index=True)
     plan = read_table(run / "plan" / "plan.parquet")
-    made = made.merge(plan.drop(columns=["seed", "batch"]), on="sample_id")
+    made = made.merge(plan.drop(columns="batch"), on="sample_id")
     keep = np.arange(len(made)) % keep_every == 0
     identity = "synthetic:" + made["sample_id"]
     frame = made.assign(image_id=identity, root="synthetic", study_id=None, split="train", patient_id=identity,

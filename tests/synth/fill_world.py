@@ -116,7 +116,7 @@ class Stages:
         self.kill(stage.folder, "within")
         images = read_table(run / "images" / "images.parquet", images_schema())
         assert all((run / "images" / path).is_file() for path in images["path"].dropna())
-        plan = read_table(run / "plan" / "plan.parquet", plan_schema(LABELS)).drop(columns=["seed", "batch"])
+        plan = read_table(run / "plan" / "plan.parquet", plan_schema(LABELS)).drop(columns="batch")
         made = images[images["status"] == "ok"].merge(plan, on="sample_id", validate="one_to_one")
         passes = np.array([fraction("passes", name) < SHARES[charged]
                            for name, charged in zip(made["sample_id"], made["charged_to"], strict=True)])

@@ -103,7 +103,7 @@ def test_rows_are_those_of_the_plan_and_open_as_images(filtered: Path) -> None:
     schema = synthetic_schema(LABELS, ["blank", "saturated", "label_agreement"])
     frame = read_table(filtered / "synthetic.parquet", schema)
     plan = read_table(filtered.parent / "plan" / "plan.parquet").set_index("sample_id").loc[frame["sample_id"]]
-    for column in (*LABELS, "view", "age", "sex", "charged_to", "label_source_id"):
+    for column in (*LABELS, "view", "age", "sex", "charged_to", "label_source_id", "seed"):
         assert frame[column].tolist() == plan[column].tolist()
     roots = json.loads((filtered / "_stage.json").read_text())["extra"]["roots"]
     assert all((Path(roots[root]) / path).is_file() for root, path in zip(frame["root"], frame["path"], strict=True))

@@ -1,5 +1,6 @@
 """The probe for origin: chance where nothing betrays it, certainty where something does, and what negatives earn."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,17 @@ def test_probe_is_fishers_discriminant() -> None:
     assert np.corrcoef(found, reference)[0, 1] > 0.999
     assert roc_auc_score(positive, found) == pytest.approx(roc_auc_score(positive, reference), abs=1e-3)
     np.testing.assert_allclose(found, 2 * samples[:, FINDING] - 2, atol=0.7)
+
+
+def test_log_odds_of_images_on_disk_hold_a_block_of_them() -> None:
+    samples = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+    probe = LinearProbe(direction=np.linspace(-1, 1, 64), middle=np.full(64, 0.25))
+    tracemalloc.start()
+    found = probe.log_odds(samples)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < samples.nbytes / 4
+    np.testing.assert_allclose(found, (samples.astype(np.float64) - 0.25) @ probe.direction, rtol=1e-11, atol=1e-11)
 
 
 def test_without_a_trace_origin_is_chance() -> None:

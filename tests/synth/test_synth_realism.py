@@ -1,5 +1,7 @@
 """Realism: distances against references, thresholds that hold what they promise, and images that must fail."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from constructed_evidence import evidence_of, images_of
@@ -43,6 +45,18 @@ def test_gaussian_is_ledoit_and_wolf() -> None:
     np.testing.assert_allclose(gaussian.distance(samples), reference.mahalanobis(samples) / DIMENSIONS, rtol=1e-4)
     np.testing.assert_allclose(gaussian.distance(samples[7:9]), gaussian.distance(samples)[7:9], rtol=1e-12)
     assert gaussian.distance(samples[:0]).shape == (0,)
+
+
+def test_distances_of_images_on_disk_hold_a_block_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synth.judging.realism.CHUNK", 1 << 14)
+    samples = np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32)
+    gaussian = Gaussian(mean=np.full(64, 0.25), root=np.diag(np.linspace(0.5, 2, 64)))
+    tracemalloc.start()
+    found = gaussian.distance(samples)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < samples.nbytes / 4
+    np.testing.assert_allclose(found, (((samples - 0.25) / np.linspace(0.5, 2, 64)) ** 2).mean(axis=1), rtol=1e-5)
 
 
 def test_gaussian_bears_features_that_never_vary() -> None:

@@ -33,6 +33,7 @@ def made(sources: list[str | None]) -> pd.DataFrame:
         "sample_id": [f"{i:016x}" for i in range(n)], "path": [f"images/{i}.png" for i in range(n)], "Hernia": 1,
         "view": "PA", "age": 50.0, "sex": "F", "charged_to": "Hernia", "label_source_id": "a", "round": 0,
         "init_image_id": pd.array(sources, dtype="str"), "strength": [0.5 if source else None for source in sources],
+        "seed": range(n),
     })
 
 
