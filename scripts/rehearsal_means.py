@@ -2,12 +2,16 @@
 
 A means is one change of settings: how strongly words guide the generator, where an image starts, how long fine-tuning
 lasts, which images are kept, how they are weighted. Each is tried on the very thinnings of the rehearsal: what it does
-not touch is linked, what it touches is made anew by the same stages, below ``RUN/rehearsal/means``. Its arm is compared
-with the repeats and with the oracle in the same slots, on the *whole* validation split, the images withheld from it
-included: nobody has learnt from them, and at a tail's rarity the rest could not tell anything. The test split is not
-read. Interrupted, the same command goes on.
+not touch is linked, what it touches is made anew by the same stages, below ``RUN/rehearsal/means``, and proved free of
+withheld patients. Its arm is compared with the repeats and with the oracle on the *whole* validation split: at a tail's
+rarity the images that stayed could not tell anything. The test split is not read. Interrupted, the same command goes
+on. Written at the end, for each level::
 
-Not promised: that the best of many means is as good as it looks here, which is what the test split is kept for.
+    RUN/rehearsal/means/level_N.parquet    means x finding: AP, gain over the rival, the oracle's, share, ``tabulate``
+
+Not promised: that the best of many means is as good as it looks here, which is what the test split is kept for; and a
+fair hearing for what learns from validation labels. Nobody has learnt from withheld images, but the few that stayed set
+the filter's thresholds, and critics of ``filter.folds`` learn from them.
 
 ::
 
@@ -20,11 +24,13 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from experiment import Step, list_steps, run_all
 from experiment_config import read_experiment
@@ -35,16 +41,17 @@ from classify.comparison.intervals import bootstrap, patient_draws
 from classify.comparison.measuring import Scored
 from classify.comparison.metrics import METRICS, ClassMetrics
 from classify.comparison.pairing import Source
-from classify.comparison.recovered import ORACLE, fieller_set
+from classify.comparison.recovered import ORACLE, share_cells
 from classify.learning.features import load_features, logits_of_features
 from classify.learning.models import load_classifier
 from classify.rehearsal.choices import Cell, choose_levels, list_cells
 from classify.slots import label_matrix
 from cohort.errors import TailfillError, nearest
-from cohort.pipeline import FOLDERS
+from cohort.pipeline import FOLDERS, read_stamp
 from cohort.pixels import load_images
 from cohort.stage import require, write_atomically
 from cohort.tables import Cohort, load_cohort, write_table
+from cohort.withholding.proof import prove_apart
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +72,16 @@ MEANS: dict[str, Means] = {
     "guidance_2.5": Means(changes={"generate": {"guidance_scale": 2.5, "guidance_interval": [0.2, 0.8]}}),
     "guidance_4": Means(changes={"generate": {"guidance_scale": 4.0, "guidance_interval": [0.2, 0.8]}}),
     "from_real": Means(changes={"plan": {"image_conditioned": 1.0, "strength": 0.7}}),
-    "finetuning_0.25x": Means(changes={"finetune": {"steps": 50}}),
-    "finetuning_2x": Means(changes={"finetune": {"steps": 400}}),
+    "finetuning_50": Means(changes={"finetune": {"steps": 50}}),
+    "finetuning_400": Means(changes={"finetune": {"steps": 400}}),
     "unfiltered": Means(arm="unfiltered"),
     "folds": Means(changes={"filter": {"folds": 5}}),
     "folds_band": Means(changes={"filter": {"folds": 5, "rules": {"label_agreement": {"select": "band"}}}}),
     "folds_entropy": Means(changes={"filter": {"folds": 5, "rules": {"label_agreement": {"select": "entropy"}}}}),
     "loss_weight_0.3": Means(changes={"arm": {"synthetic_loss_weight": 0.3}}),
     "all_added_slots": Means(changes={"arm": {"synthetic_share": 1.0}}),
-    "slots_0.5x": Means(changes={"arm": {"slots_per_class": 30}}),
-    "slots_2.5x": Means(changes={"arm": {"slots_per_class": 150}}),
+    "slots_30": Means(changes={"arm": {"slots_per_class": 30}}),
+    "slots_150": Means(changes={"arm": {"slots_per_class": 150}}),
     "real_finish": Means(changes={"train": {"phase_2_share": 0.3}}, arm="synthetic-then-real",
                          rival="duplicate-then-real"),
     "reconstructed_oracle": Means(changes={"reconstruct": {}}, arm="oracle-reconstructed"),
@@ -83,21 +90,26 @@ MEANS: dict[str, Means] = {
 MADE_ANEW = {"plan": ("plan", "generate", "filter"), "finetune": ("finetune", "generate", "filter"),
              "generate": ("generate", "filter"), "filter": ("filter",), "reconstruct": ("reconstruct",)}
 """Changed section to the stages that it changes; any other section changes arms only."""
-LINKED = ("plan", "finetune", "generate", "filter", "oracle")
+LINKED = ("plan", "finetune", "generate", "filter")
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Namespace, list[str]]:
-    """The command line, and the words that change the configuration."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    """The command line, and the words that change the configuration; raises ``TailfillError`` for a value out of range.
+    """
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("config", type=Path, help="the rehearsal's YAML, whose runs are complete")
     parser.add_argument("--means", nargs="+", default=list(MEANS), help="some of them; all where left out")
     parser.add_argument("--level", type=int, help="positives that stay; the lowest level where left out")
     parser.add_argument("--n-seeds", type=int, help="thinnings, 2 or more; all where left out")
-    parser.add_argument("--n-draws", type=int, default=1000, help="resamples of the validation patients")
+    parser.add_argument("--n-draws", type=int, default=1000, help="resamples of the validation patients, 100 or more")
     options, words = parser.parse_known_args(arguments)
     for name in options.means:
         if name not in MEANS:
             raise TailfillError(f"--means: unknown means '{name}'{nearest(name, list(MEANS))}")
+    if options.n_draws < 100:
+        raise TailfillError(f"--n-draws is {options.n_draws}; wanted: 100 or more")
+    if "--dry-run" in words:
+        raise TailfillError("--dry-run: nothing to show here; wanted: without it, or of scripts/rehearse.py")
     return options, [str(options.config), *words]
 
 
@@ -133,31 +145,59 @@ def config_of(rehearsal: Rehearsal, cell: Cell, name: str) -> dict[str, Any]:
     return merge(config, means.changes | endpoint) | {"run": str(folder), "arms": list(arms_of(means))}
 
 
-def link(source: Path, folder: Path, means: Means) -> None:
-    """Link what a means does not touch to the run that has it; raises ``TailfillError`` where that is not complete."""
+def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> None:
+    """Raise ``TailfillError`` for what would fail hours later: means that this rehearsal cannot try, runs that lack."""
+    if not rehearsal.section.quick or "fill" in rehearsal.config:
+        raise TailfillError("rehearsal.quick is false, or there is a section fill; wanted: heads on features "
+                            "(rehearsal.quick: true), and generate with filter")
+    for name, cell in product(names, cells):
+        for place in shared(MEANS[name], rehearsal):
+            source = rehearsal.folder / cell.name / place
+            if place != "cache" and read_stamp(source) is None:
+                raise TailfillError(f"{source}: is no complete stage, which '{name}' starts from; wanted: a complete "
+                                    "rehearsal (scripts/rehearse.py) with this arm")
+
+
+def shared(means: Means, rehearsal: Rehearsal) -> list[str]:
+    """Folders of a run, relative to it, that a means does not touch."""
     anew = {stage for section in means.changes for stage in MADE_ANEW.get(section, ())}
-    names = ["cohort", "cache", "train/real", *(FOLDERS[stage] for stage in LINKED if stage not in anew)]
+    names = ["cache", "cohort", "oracle", *(FOLDERS[stage] for stage in LINKED if stage not in anew)]
+    if "train" not in means.changes:
+        names += [f"train/real/seed_{seed}" for seed in rehearsal.config["filter"]["critic_seeds"]]
     if not means.changes.keys() - MADE_ANEW.keys():  # important: nothing may train into the rehearsal's own folders
-        kept = [arm for arm in arms_of(means) if arm in (RIVAL, ORACLE) or not anew]
-        names += [f"{stage}/{arm}" for arm in kept for stage in ("arms", "train")]
-    for name in names:
-        if not (source / name).exists():
-            raise TailfillError(f"{source / name}: is missing; wanted: a complete rehearsal (scripts/rehearse.py)")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if not (folder / name).exists():
-            (folder / name).symlink_to(source / name)
+        kept = arms_of(means) if not anew else (RIVAL,)  # which slots the oracle fills follows from what was kept
+        names += [f"{stage}/{arm}/seed_0" for arm in kept for stage in ("arms", "train")]
+    return names
+
+
+def link(names: Sequence[str], *, source: Path, folder: Path) -> None:
+    """Link ``names`` below ``folder`` to those below ``source``; raises ``TailfillError`` for links to others."""
+    wanted = {folder / name: source / name for name in names}
+    for place in [place for place in folder.rglob("*") if place.is_symlink()]:
+        if place not in wanted or place.resolve() != wanted[place].resolve():
+            raise TailfillError(f"{place}: is a link of other settings; wanted: remove {folder} and run again")
+    for place, target in wanted.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.is_symlink():
+            place.symlink_to(target)
 
 
 def run_means(rehearsal: Rehearsal, cell: Cell, name: str) -> Path:
-    """Make what a means changes in one thinning, and train its arms; the folder."""
+    """Make what a means changes in one thinning, and train its arms; the folder.
+
+    Raises ``TailfillError`` where a withheld patient has reached it.
+    """
     config = config_of(rehearsal, cell, name)
-    folder = Path(config["run"])
+    folder, source = Path(config["run"]), rehearsal.folder / cell.name
     file = folder / "config.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    link(rehearsal.folder / cell.name, folder, MEANS[name])
+    link(shared(MEANS[name], rehearsal), source=source, folder=folder)
     write_atomically(file, yaml.safe_dump(config, sort_keys=False).encode())
     experiment = read_experiment([str(file), "--processes", str(rehearsal.processes)], doc=__doc__)
     run_all(experiment, [step for step in list_steps(experiment.config) if is_wanted(step)])
+    if "reconstruct" not in experiment.config:  # which is made of the oracle's images too
+        prove_apart([folder], thinned=load_cohort(source / "cohort"), withheld=load_cohort(source / "oracle"),
+                    thinned_hash=require(source / "cohort", "cohort")["output_hash"])
     return folder
 
 
@@ -169,8 +209,6 @@ def is_wanted(step: Step) -> bool:
 def logits_of(folder: Path, cohort: Cohort, arm: str) -> np.ndarray:
     """EMA logits of the cohort's validation images, float32 (n, n_labels)."""
     stage = folder / "train" / arm / "seed_0"
-    if not require(stage, "train")["config"].get("head_only"):
-        raise TailfillError(f"{stage}: all weights were trained; wanted: heads (rehearsal.quick: true)")
     model, card = load_classifier(stage)
     card.require_labels(cohort.labels, where=stage)
     cache = (folder / "cache").resolve()
@@ -205,9 +243,10 @@ def measure(folders: Mapping[str, Sequence[Path]], cohort: Cohort, findings: Seq
 
 
 def tabulate(source: Source, names: Sequence[str]) -> pd.DataFrame:
-    """One row per means and finding: gain over its rival, the oracle's over the repeats, share, difference from base.
+    """One row per means and finding (``mean``: all of them), with 95 % intervals.
 
-    ``against_base``: AP of the means' arm minus that of the base's.
+    AP; gain over the means' rival; oracle: its gain over the repeats; share of it, null with a reason unless the
+    oracle's interval is above 0; against_base: AP minus that of the base's arm.
     """
     rows = []
     for name in names:
@@ -215,13 +254,13 @@ def tabulate(source: Source, names: Sequence[str]) -> pd.DataFrame:
         own, rival, oracle, repeats = (f"{name} {arm}" for arm in (means.arm, means.rival, ORACLE, RIVAL))
         pairs = {"gain": (own, rival), "oracle": (oracle, repeats), "against_base": (own, f"{BASE} {MEANS[BASE].arm}")}
         for label, at in source.members.items():
-            share = fieller_set(source.gain(own, rival, at, 0), source.gain(oracle, repeats, at, 0))
-            row = {"means": name, "finding": label, "AP": float(source.per_seed(own, None, at, 0).mean()),
-                   "share": share.share, "share_low": share.low, "share_high": share.high}
+            row: dict[str, object] = {"means": name, "finding": label, "n_seeds": source.values.shape[1],
+                                      "AP": float(source.per_seed(own, None, at, 0).mean())}
             for key, pair in pairs.items():
                 one = source.interval(*pair, at, 0)
                 row |= {key: one.estimate, f"{key}_low": one.low, f"{key}_high": one.high}
-            rows.append(row)
+            rows.append(row | share_cells(source.interval(oracle, repeats, at, 0), source.gain(own, rival, at, 0),
+                                          source.gain(oracle, repeats, at, 0), rival=RIVAL))
     return pd.DataFrame(rows)
 
 
@@ -232,15 +271,17 @@ def main() -> None:
     names = list(dict.fromkeys([BASE, *options.means]))
     with sole_owner(rehearsal.folder):
         cells = cells_of(rehearsal, level=options.level, n_seeds=options.n_seeds)
+        check(rehearsal, cells, names)
         folders: dict[tuple[str, ...], dict[str, list[Path]]] = {}
         for name in names:
             for cell in cells:
                 log.info("%s, %s:", name, cell.name)
                 folders.setdefault(cell.findings, {}).setdefault(name, []).append(run_means(rehearsal, cell, name))
+        torch.set_num_threads(int(rehearsal.config["threads"]))  # not before: forks would lose torch's threads
         cohort = load_cohort(rehearsal.cohort_folder)
-        table = pd.concat([tabulate(measure(one, cohort, findings, n_draws=options.n_draws), names)
-                           for findings, one in folders.items()], ignore_index=True)
-        write_table(table, rehearsal.folder / "means" / "means.parquet")
+        table = pd.concat([tabulate(measure(one, cohort, findings, n_draws=options.n_draws), names).assign(
+            findings=", ".join(findings)) for findings, one in folders.items()], ignore_index=True)
+        write_table(table, rehearsal.folder / "means" / f"level_{cells[0].level}.parquet")
     sys.stdout.write(table.to_string(index=False, float_format=lambda value: f"{value:+.4f}") + "\n")
 
 

@@ -7,12 +7,26 @@ import numpy as np
 import pytest
 import rehearsal_means
 import yaml
+from experiment import is_done, list_steps
 from experiment_config import read_experiment
-from rehearsal_means import BASE, MADE_ANEW, MEANS, arms_of, cells_of, config_of, link, measure, parse, tabulate
+from rehearsal_means import (
+    BASE,
+    MEANS,
+    cells_of,
+    check,
+    config_of,
+    is_wanted,
+    link,
+    measure,
+    parse,
+    shared,
+    tabulate,
+)
 from rehearsal_runs import Rehearsal, open_rehearsal
 from withheld_toys import toy_frame, write_toy
 
 from cohort.errors import TailfillError
+from cohort.stage import Stage
 from cohort.tables import load_cohort
 from cohort.withholding.cohorts import Thinning, write_thinned
 
@@ -31,41 +45,49 @@ def rehearsal(repository: Path, tmp_path: Path) -> Rehearsal:
     return open_rehearsal(read_experiment([str(repository / "configs" / "rehearse_nih128.yaml"), *words], doc=None))
 
 
-def thinned(rehearsal: Rehearsal, *, level: int = 10) -> Path:
-    """The first run at a level, as far as its cohorts."""
-    cell = cells_of(rehearsal, level=level, n_seeds=None)[0]
+def finished(rehearsal: Rehearsal) -> Path:
+    """The first run, with stamps of its stages as their settings would have them, and nothing else."""
+    cell = cells_of(rehearsal, level=10, n_seeds=None)[0]
     folder = rehearsal.folder / cell.name
-    write_thinned(rehearsal.cohort_folder, Thinning(findings=cell.findings, level=level, seed=0),
+    write_thinned(rehearsal.cohort_folder, Thinning(findings=cell.findings, level=10, seed=0),
                   thinned=folder / "cohort", withheld=folder / "oracle")
+    (folder / "cache").mkdir()
+    config = config_of(rehearsal, cell, BASE) | {"run": str(folder), "arms": list(rehearsal.section.arms)}
+    for step in [step for step in list_steps(config) if is_wanted(step)]:
+        stage = Stage(step.stage, step.folder, config=config[step.stage], inputs={})
+        stage.begin()
+        stage.finish(outputs=[], counts={})
+    (rehearsal.base / "generator" / "pipeline").mkdir(parents=True, exist_ok=True)
     return folder
 
 
+LEFT = {
+    BASE: set(), "unfiltered": set(), "guidance_2.5": {"generate", "filter", "arm", "train"},
+    "from_real": {"plan", "generate", "filter", "arm", "train"}, "finetuning_50": {"finetune", "generate", "filter",
+                                                                                 "arm", "train"},
+    "folds": {"critic", "filter", "arm", "train"}, "folds_band": {"critic", "filter", "arm", "train"},
+    "loss_weight_0.3": {"arm", "train"}, "slots_150": {"arm", "train"}, "real_finish": {"critic", "arm", "train"},
+    "reconstructed_oracle": {"reconstruct", "arm", "train"},
+}
+"""Kinds of the stages that a means makes anew."""
+
+
 @pytest.mark.parametrize("name", MEANS)
-def test_a_means_is_a_legal_configuration_and_links_only_what_it_does_not_touch(
-    name: str, rehearsal: Rehearsal
-) -> None:
-    source, means = thinned(rehearsal), MEANS[name]
-    for place in ("cache", "plan", "generator", "images", "synthetic", "train/real/seed_1000",
-                  *(f"{stage}/{arm}/seed_0" for stage in ("arms", "train") for arm in arms_of(means))):
-        (source / place).mkdir(parents=True, exist_ok=True)
-    (rehearsal.base / "generator" / "pipeline").mkdir(parents=True)
-    cell = cells_of(rehearsal, level=None, n_seeds=None)[0]
+def test_a_means_is_legal_and_makes_nothing_in_the_folders_of_the_rehearsal(name: str, rehearsal: Rehearsal) -> None:
+    source, cell = finished(rehearsal), cells_of(rehearsal, level=None, n_seeds=None)[0]
+    check(rehearsal, [cell], [name])
     config = config_of(rehearsal, cell, name)
     folder = Path(config["run"])
-    link(source, folder, means)
+    for _ in range(2):  # a second call finds its links
+        link(shared(MEANS[name], rehearsal), source=source, folder=folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    experiment = read_experiment([str(folder / "config.yaml")], doc=None)
+    left = [step for step in list_steps(experiment.config) if is_wanted(step) and not is_done(step, experiment)]
+    assert not [step for step in left if step.folder.resolve().is_relative_to(source)]
+    assert {step.kind for step in left} == LEFT.get(name, {step.kind for step in left})
     plain = config_of(rehearsal, cell, BASE)
-    assert {key for key in config if config[key] != plain.get(key)} - {"run", "arms", "compare"} == set(means.changes)
-    linked = {place.relative_to(folder).as_posix() for place in folder.rglob("*") if place.is_symlink()}
-    anew = {stage for section in means.changes for stage in MADE_ANEW.get(section, ())}
-    folders = {"plan": "plan", "finetune": "generator", "generate": "images", "filter": "synthetic"}
-    assert linked & set(folders.values()) == {place for stage, place in folders.items() if stage not in anew}
-    trained = {place for place in linked if place.startswith("train/") and place != "train/real"}
-    touched = set(means.changes) - MADE_ANEW.keys()  # then the very repeats and the oracle are other ones
-    assert trained == (set() if touched else {"train/duplicate", "train/oracle"} | (
-        set() if anew else {f"train/{means.arm}"}))
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    assert read_experiment([str(file)], doc=None).config["arm"] == config["arm"]
+    changed = {key for key in config if config[key] != plain.get(key)}
+    assert changed - {"run", "arms", "compare"} == set(MEANS[name].changes)
 
 
 def test_planted_gains_come_out_measured_on_all_validation_images(
@@ -92,20 +114,29 @@ def test_planted_gains_come_out_measured_on_all_validation_images(
     assert (base["against_base"], base["oracle"]) == (0, better["oracle"])
     assert better["against_base"] == pytest.approx(better["gain"] - base["gain"])
     assert better["share"] == pytest.approx(better["gain"] / better["oracle"])
-    assert base["share_low"] < base["share"] < base["share_high"]
+    assert base["ci_low"] < base["share"] < base["ci_high"]
 
 
-def test_what_the_rehearsal_does_not_have_is_refused(rehearsal: Rehearsal, tmp_path: Path) -> None:
+def test_what_cannot_be_tried_is_refused_before_anything_is_made(rehearsal: Rehearsal, tmp_path: Path) -> None:
     with pytest.raises(TailfillError, match="unknown means 'guidence_4'; did you mean 'guidance_4'"):
         parse(["x.yaml", "--means", "guidence_4"])
+    with pytest.raises(TailfillError, match="--n-draws is 1; wanted: 100 or more"):
+        parse(["x.yaml", "--n-draws", "1"])
+    with pytest.raises(TailfillError, match="--dry-run"):
+        parse(["x.yaml", "--dry-run"])
     with pytest.raises(TailfillError, match="--level 7: the rehearsal has 10, 20"):
         cells_of(rehearsal, level=7, n_seeds=None)
     with pytest.raises(TailfillError, match="--n-seeds is 9; wanted: 2 to 3"):
         cells_of(rehearsal, level=None, n_seeds=9)
-    folder = thinned(rehearsal)
-    (folder / "cache").mkdir()
-    with pytest.raises(TailfillError, match="train/real: is missing; wanted: a complete rehearsal"):
-        link(folder, tmp_path / "means", MEANS[BASE])
+    source, cells = finished(rehearsal), cells_of(rehearsal, level=None, n_seeds=None)
+    with pytest.raises(TailfillError, match=r"seed_1/cohort: is no complete stage, which 'base' starts from"):
+        check(rehearsal, cells, [BASE])
+    rehearsal.config["fill"] = {}
+    with pytest.raises(TailfillError, match="a section fill; wanted: heads"):
+        check(rehearsal, cells[:1], [BASE])
+    link(["cohort"], source=source, folder=tmp_path / "means")
+    with pytest.raises(TailfillError, match="means/cohort: is a link of other settings; wanted: remove"):
+        link(["plan"], source=source, folder=tmp_path / "means")
 
 
 def test_the_lowest_level_is_asked_where_none_is_named(rehearsal: Rehearsal) -> None:

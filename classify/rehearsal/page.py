@@ -26,6 +26,9 @@ from cohort.config import Run
 from cohort.stage import require
 from cohort.tables import Cohort
 
+UNBEATEN = {"real": "no added slots at all", "permuted": "the same images under each other's labels"}
+"""The arms of ``shares.ASIDE`` in words."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -37,6 +40,7 @@ class Findings:
     endpoint: Endpoint
     folders: Mapping[Cell, Path]
     recovered: pd.DataFrame
+    contrasts: pd.DataFrame
     runs: pd.DataFrame
     prediction: pd.DataFrame
     forecast: Forecast
@@ -47,6 +51,11 @@ class Findings:
         table = self.recovered
         return table[(table["level"] == level) & (table["label"] == label) & (table["arm"] == arm)
                      & (table["metric"] == metric)].iloc[0]
+
+    def against(self, *, level: int, label: str = REHEARSED_GROUP) -> pd.DataFrame:
+        """The rows of ``contrasts`` in the endpoint's metric."""
+        table = self.contrasts
+        return table[(table["level"] == level) & (table["label"] == label) & (table["metric"] == self.endpoint.metric)]
 
     @property
     def levels(self) -> list[int]:
@@ -100,7 +109,10 @@ def verdict_lines(found: Findings) -> list[str]:
         gains = (f"the oracle gains {gain_words(oracle)}, {end.arm} {gain_words(own)}")
         share = (f"no recovered share: {own['reason']}" if is_null(own["share"]) else
                  f"recovered share {percent(own['share'])} ({percent(own['ci_low'])} to {percent(own['ci_high'])})")
-        lines.append(f"At {level} positives, over {n_findings(found)}: {gains} in {end.metric}; {share}.")
+        aside = "; ".join(f"{end.arm} against {row['rival']}: {signed(row['delta'])} ({between(row, 'low', 'high')})"
+                          for _, row in found.against(level=level).iterrows())
+        lines.append(f"At {level} positives, over {n_findings(found)}: {gains} in {end.metric}; {share}."
+                     + (f" {aside[0].upper()}{aside[1:]}." if aside else ""))
     return [headline_of(found), *lines, tail_line(found)]
 
 
@@ -120,7 +132,10 @@ def headline_of(found: Findings) -> str:
         return (f"Cannot say: even real images bring no clear gain at {level} positives" if unclear else
                 f"Cannot say: {own['reason']}")
     if own["ci_low"] > 0:
-        return f"Synthetic images recover {percent(own['share'])} of what real ones would bring"
+        rows = found.against(level=level).to_dict("records")
+        unbeaten = [UNBEATEN[row["rival"]] for row in rows if is_null(row["low"]) or row["low"] <= 0]
+        but = f", but are not shown to be better than {' or '.join(unbeaten)}" if unbeaten else ""
+        return f"Synthetic images recover {percent(own['share'])} of what real ones would bring{but}"
     if own["ci_high"] < 0:
         return f"Synthetic images harm at {level} positives, where real images would help"
     return f"No gain shown at {level} positives, though real images would bring one"

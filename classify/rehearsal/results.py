@@ -3,6 +3,7 @@
 Written below ``RUN/rehearsal/results``::
 
     recovered.parquet    level x arm x finding x metric: gain over the duplicates, and the recovered share (Fieller set)
+    contrasts.parquet    level x finding x metric: the endpoint's arm against `real` and `permuted`, where they were run
     runs.parquet         level x seed x finding: positives before and after thinning, images made and kept, slots filled
     prediction.parquet   actual tail class: predicted share with its interval; where an oracle could be had, the
     measured
@@ -27,7 +28,16 @@ from classify.rehearsal.choices import Cell
 from classify.rehearsal.page import Findings, render
 from classify.rehearsal.prediction import Forecast, forecast
 from classify.rehearsal.settings import RehearsalConfig
-from classify.rehearsal.shares import ORACLE, RIVAL, TAIL_GROUP, Measured, measure, recovered_table, tail_table
+from classify.rehearsal.shares import (
+    ORACLE,
+    RIVAL,
+    TAIL_GROUP,
+    Measured,
+    contrast_table,
+    measure,
+    recovered_table,
+    tail_table,
+)
 from cohort.config import Run
 from cohort.pipeline import read_stamp
 from cohort.stage import Stage, require, verify, write_atomically
@@ -60,13 +70,14 @@ def write_results(
     prediction = prediction_table(fitted, cohort, tail, arm=compare.endpoint.arm, metric=compare.endpoint.metric)
     found = Findings(
         run=run, cohort=cohort, config=config, endpoint=compare.endpoint, folders=folders, recovered=recovered,
+        contrasts=contrast_table(cells, config.arms, arm=compare.endpoint.arm),
         runs=pd.concat([run_rows(cell, folder) for cell, folder in folders.items()], ignore_index=True),
         prediction=prediction, forecast=fitted, provenance=provenance_of(folders),
     )
     stage.begin()
-    outputs = ["recovered.parquet", "runs.parquet", "prediction.parquet"]
+    outputs = ["recovered.parquet", "contrasts.parquet", "runs.parquet", "prediction.parquet"]
     joined = recovered if tail is None else pd.concat([recovered, tail], ignore_index=True)
-    for name, table in zip(outputs, (joined, found.runs, prediction), strict=True):
+    for name, table in zip(outputs, (joined, found.contrasts, found.runs, prediction), strict=True):
         write_table(table, stage.folder / name)
     for name, text in render(found).items():
         write_atomically(stage.folder / name, text.encode("utf-8"))

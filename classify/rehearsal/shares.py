@@ -32,6 +32,9 @@ REHEARSED_GROUP, TAIL_GROUP = "all findings", "actual tail"
 RIVAL, ORACLE = "duplicate", "oracle"
 NO_SHARE = (ORACLE, "real", "oversample")
 """Arms without a share: the oracle, whose own is 1, and those that do not fill the duplicates' slots."""
+ASIDE = ("real", "permuted")
+"""What an arm must beat beside the duplicates before its gain is that of its images: the same training without added
+slots, which repeats can harm, and the same images under each other's labels."""
 KINDS = {"level": "Int64", **dict.fromkeys(("gain", "gain_low", "gain_high", "p", "oracle_gain"), "float64")}
 """Column types that a table of nothing but undefined numbers would lose."""
 
@@ -170,6 +173,21 @@ def recovered_table(cells: Mapping[Cell, Measured], arms: Sequence[str]) -> pd.D
         n_real[REHEARSED_GROUP] = float(np.mean(list(n_real.values())))
         rows += share_rows(source, arms, level=level, n_real=n_real)
     return pd.DataFrame(rows).astype(KINDS)
+
+
+def contrast_table(cells: Mapping[Cell, Measured], arms: Sequence[str], *, arm: str) -> pd.DataFrame:
+    """``arm`` against those of ``ASIDE`` that were run: level, label, arm, rival, metric, delta, low, high."""
+    rows = []
+    for level in sorted({cell.level for cell in cells}):
+        source = replace(gather(cells, level), arms=list(arms))
+        for label, members in source.members.items():
+            for rival in (rival for rival in ASIDE if rival in arms and rival != arm):
+                for m, metric in enumerate(source.metrics):
+                    one = source.interval(arm, rival, members, m)
+                    rows.append({"level": level, "label": label, "arm": arm, "rival": rival, "metric": metric,
+                                 "delta": one.estimate, "low": one.low, "high": one.high})
+    columns = ["level", "label", "arm", "rival", "metric", "delta", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[-3:], "float64"))
 
 
 def tail_table(cells: Mapping[Cell, Measured], cohort: Cohort, arms: Sequence[str]) -> pd.DataFrame:

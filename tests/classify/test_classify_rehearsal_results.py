@@ -91,6 +91,26 @@ def test_the_set_is_fiellers_on_the_very_same_draws(folders: dict[Cell, Path], r
     assert (found["ci_low"], found["ci_high"]) == (wanted.low, wanted.high)
 
 
+def test_an_arm_is_held_against_no_added_slots_and_against_wrong_labels(tmp_path: Path) -> None:
+    arms = (*ARMS, "real", "permuted")
+    strength = STRENGTH | {"real": 1.3, "permuted": 1.6}
+    parent = write_parent(tmp_path / "cohort")
+    config = RehearsalConfig(findings=("Effusion", "Nodule"), levels=(10,), seeds=3, arms=arms)
+    cells = [Cell(findings=("Effusion", "Nodule"), place=0, level=10, seed=seed) for seed in range(3)]
+    own = {cell: write_run(tmp_path / "rehearsal" / cell.name, parent, cell, arms, strength=strength) for cell in cells}
+    write_results(Run(run=str(tmp_path), threads=1), config, COMPARE, own, has_truth=False)
+    results = tmp_path / "rehearsal" / "results"
+    table, shares = (pd.read_parquet(results / f"{name}.parquet") for name in ("contrasts", "recovered"))
+    for rival in ("real", "permuted"):
+        one = row(table, label=REHEARSED_GROUP, rival=rival, metric="AP")
+        gains = {arm: row(shares, label=REHEARSED_GROUP, arm=arm, metric="AP")["gain"] for arm in ("synthetic", rival)}
+        assert one["delta"] == pytest.approx(gains["synthetic"] - gains[rival])
+    assert row(table, label=REHEARSED_GROUP, rival="real", metric="AP")["low"] > 0
+    said = (results / "summary.txt").read_text(encoding="utf-8").splitlines()
+    assert said[0].endswith("but are not shown to be better than the same images under each other's labels")
+    assert "Synthetic against real: +0." in said[1]
+
+
 def test_ap_at_the_rare_prevalence_is_lower_and_auroc_the_same_for_what_is_ranked_alike(results: Path) -> None:
     table = pd.read_parquet(results / "recovered.parquet")
     plain = row(table, label="Effusion", level=10, arm="oracle", metric="AP")
@@ -136,16 +156,23 @@ def test_where_the_oracle_is_no_better_there_is_no_share(folders: dict[Cell, Pat
     assert "Cannot say" in (tmp_path / "rehearsal" / "results" / "summary.txt").read_text()
 
 
-@pytest.mark.parametrize(("low", "share", "said"), [
-    (None, None, "Cannot say: few"), (-0.1, None, "Cannot say: even real images bring no clear gain at 10 positives"),
-    (0.1, None, "Cannot say: few"), (0.1, 0.5, "Synthetic images recover 50 %")])
-def test_the_headline_blames_the_oracle_only_where_it_is_at_fault(
-    low: float | None, share: float | None, said: str
+@pytest.mark.parametrize(("low", "share", "against", "said"), [
+    (None, None, {}, "Cannot say: few"), (0.1, None, {}, "Cannot say: few"),
+    (-0.1, None, {}, "Cannot say: even real images bring no clear gain at 10 positives"),
+    (0.1, 0.5, {}, "Synthetic images recover 50 % of what real ones would bring"),
+    (0.1, 0.5, {"real": 0.1, "permuted": 0.2}, "Synthetic images recover 50 % of what real ones would bring"),
+    (0.1, 0.5, {"real": -0.1, "permuted": None}, "Synthetic images recover 50 % of what real ones would bring, but are "
+     "not shown to be better than no added slots at all or the same images under each other's labels"),
+])
+def test_the_headline_blames_the_oracle_only_where_it_is_at_fault_and_names_who_was_not_beaten(
+    low: float | None, share: float | None, against: dict[str, float | None], said: str
 ) -> None:
     rows: dict[str, dict[str, Any]] = {"oracle": {"gain_low": low}, "synthetic": {
         "share": share, "ci_low": 0.2, "ci_high": 0.9, "reason": "few"}}
-    found = SimpleNamespace(endpoint=Endpoint(), levels=[10], row=lambda *, arm, **_: rows[arm])
-    assert headline_of(cast(Findings, found)).startswith(said)
+    found = SimpleNamespace(
+        endpoint=Endpoint(), levels=[10], row=lambda *, arm, **_: rows[arm],
+        against=lambda *, level: pd.DataFrame({"rival": list(against), "low": list(against.values())}))
+    assert headline_of(cast(Findings, found)) == said
 
 
 def test_again_there_is_nothing_to_do_and_a_lost_run_is_named(folders: dict[Cell, Path], results: Path) -> None:
