@@ -45,15 +45,18 @@ def time_reference(threads: int) -> float:
 
 
 def foresee(
-    left: Mapping[str, int], *, spent: Mapping[str, list[float]], expected: Mapping[str, float], pace: float
+    left: Mapping[str, int], *, spent: Mapping[str, list[tuple[float, float | None]]], expected: Mapping[str, float],
+    pace: float
 ) -> tuple[float, list[str]]:
     """Seconds of the steps that are ``left`` (kind to number), and the kinds of which nothing is known.
 
-    ``spent``: kind to what finished steps of it took here by what was expected of them; ``expected``: seconds of a step
-    elsewhere; ``pace``: this machine's seconds per second there, for kinds of which none is finished.
+    ``spent``: kind to what finished steps of it took here and what was expected of them; ``expected``: seconds of a
+    step elsewhere; ``pace``: this machine's seconds per second there, for kinds of which none is finished.
     """
-    each = {kind: seconds * (statistics.fmean(spent[kind]) if spent.get(kind) else pace)
-            for kind, seconds in expected.items()}
+    each = {kind: statistics.fmean(took for took, _ in steps) for kind, steps in spent.items()}
+    for kind, seconds in expected.items():
+        paces = [took / wanted for took, wanted in spent.get(kind, []) if wanted]
+        each[kind] = seconds * (statistics.fmean(paces) if paces else pace)
     return (sum(n * each.get(kind, 0.0) for kind, n in left.items()),
             sorted(kind for kind, n in left.items() if n and kind not in each))
 
@@ -72,16 +75,16 @@ def tell_time(rehearsal: Rehearsal) -> str:
              for cell in cells]
     if rehearsal.needs_base:
         plans.insert(0, ("what all runs share", base_config(rehearsal)))
-    lines, spent = list[str](), dict[str, list[float]]()
+    lines, spent = list[str](), dict[str, list[tuple[float, float | None]]]()
     left: list[tuple[dict[str, int], dict[str, float]]] = []
     for title, config in plans:
         experiment = Experiment(config=config, endpoint={}, processes=rehearsal.processes, dry_run=True)
         steps = steps_of(config, rehearsal, base=config["run"] == str(rehearsal.base))
         done = [step for step in steps if is_done(step, experiment)]
         expected = config["expected_seconds"]
-        for step in (step for step in done if expected.get(step.kind)):
+        for step in done:
             seconds = float((read_stamp(step.folder) or {}).get("seconds", 0.0))
-            spent.setdefault(step.kind, []).append(seconds / expected[step.kind])
+            spent.setdefault(step.kind, []).append((seconds, expected.get(step.kind)))
         left.append((Counter(step.kind for step in steps if step not in done), expected))
         lines.append(f"{title}: {len(done)} of {len(steps)} stages done")
     measured, reference = time_reference(int(rehearsal.config["threads"])), rehearsal.section.reference_seconds

@@ -128,11 +128,26 @@ def test_a_configuration_without_the_section_or_with_a_strange_endpoint_is_refus
             opened(repository, "rehearse_phantom.yaml", tmp_path, cohort, "--compare.endpoint.arm", arm)
 
 
-def test_time_is_what_was_spent_else_what_was_expected_at_this_pace() -> None:
-    seconds, unknown = foresee({"train": 4, "filter": 2, "plan": 1}, spent={"train": [0.02, 0.04]},
-                               expected={"train": 100.0, "filter": 10.0}, pace=1.5)
-    assert seconds == pytest.approx(4 * 100 * 0.03 + 2 * 15.0)
+def test_time_is_what_was_expected_at_the_pace_of_its_kind_else_at_the_machines() -> None:
+    seconds, unknown = foresee(
+        {"train": 4, "filter": 2, "plan": 1, "report": 3}, expected={"train": 100.0, "filter": 10.0}, pace=1.5,
+        spent={"train": [(2.0, 100.0), (20.0, 500.0)], "report": [(4.0, None), (6.0, None)]})
+    assert seconds == pytest.approx(4 * 100 * 0.03 + 2 * 15.0 + 3 * 5.0)
     assert unknown == ["plan"]
+
+
+def test_a_finished_fine_tuning_of_more_steps_tells_how_long_a_shorter_one_takes(
+    repository: Path, tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal_time, "time_reference", lambda threads: 0.27)
+    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *FROM_NOTHING, "--prepare.root",
+                       str(tmp_path), "--expected_seconds", '{"finetune": 1600}')
+    before = int(tell_time(rehearsal).split("about ")[1].split(" ")[0])
+    assert before == round((1600 + 3 * 200) / 60)  # 1,600 steps once, 200 in each of three runs
+    stage = Stage("finetune", rehearsal.base / "generator", config=base_config(rehearsal)["finetune"], inputs={})
+    stage.begin()
+    stage.finish(outputs=[], counts={}, seconds=3200.0)
+    assert int(tell_time(rehearsal).split("about ")[1].split(" ")[0]) == round(3 * 400 / 60)
 
 
 def test_a_dry_run_tells_the_time_at_this_machines_pace(

@@ -57,7 +57,7 @@ class Joint:
 @reads("critic", "fold")
 def label_agreement(
     evidence: Evidence, *, pass_share: float = 0.9, false_positive_rate: float = 0.01, quantile_from: int = 20,
-    judged_from: int = 5, select: Select = "confident", select_quantile: float = 0.5,
+    judged_from: int = 5, reach_from: float = 0.5, select: Select = "confident", select_quantile: float = 0.5,
 ) -> list[Criterion]:
     """Each finding's score where it was asked for, and each scarce finding's where it was not.
 
@@ -68,6 +68,8 @@ def label_agreement(
         false_positive_rate: share of real negatives above the floor of a finding with few positive images.
         quantile_from: validation images with a finding from which it is no longer one of these.
         judged_from: patients with a finding, in the images that its threshold comes from, to judge it at all.
+        reach_from: share of the few real positives, 0 to 1, that must reach such a floor: one that nearly all right
+            images fail says nothing of those that were made, and the finding is not judged.
         select: ``confident`` keeps all that pass. The others keep of these, for the scarce findings asked for, only
             what the critics are unsure of: ``band`` what scores at most the quantile ``select_quantile`` of the real
             positives that pass, so between the outside and the middle of the class (DiffuLT, Shao et al. 2024, keeps
@@ -79,10 +81,12 @@ def label_agreement(
     out_of_fold = fold_gauges(evidence, false_positive_rate=false_positive_rate)
     few = {label for label, gauge in in_validation.items() if len(gauge.positives) < quantile_from}
     gauges = [out_of_fold.get(label, gauge) if label in few else gauge for label, gauge in in_validation.items()]
-    opinions = [_why_not_judged(gauge, judged_from) for gauge in gauges]
-    judged = [gauge for gauge, (why_not, _) in zip(gauges, opinions, strict=True) if why_not is None]
     floors = {gauge.label: float(np.quantile(gauge.negatives, 1 - false_positive_rate))
-              for gauge in judged if gauge.label in few}
+              for gauge in gauges if gauge.label in few and len(gauge.negatives)}
+    opinions = [_why_not_judged(gauge, judged_from=judged_from, floor=floors.get(gauge.label), reach_from=reach_from)
+                for gauge in gauges]
+    judged = [gauge for gauge, (why_not, _) in zip(gauges, opinions, strict=True) if why_not is None]
+    floors = {gauge.label: floors[gauge.label] for gauge in judged if gauge.label in floors}
     joint = joint_level(judged, evidence.unasked, pass_share=pass_share, floors=floors)
     criteria: list[Criterion] = []
     for gauge, (why_not, skill) in zip(gauges, opinions, strict=True):
@@ -112,14 +116,20 @@ def entropy(logits: np.ndarray) -> np.ndarray:
     return np.asarray(-xlogy(p, p) - xlogy(1 - p, 1 - p))
 
 
-def _why_not_judged(gauge: Gauge, judged_from: int) -> tuple[str | None, str]:
-    """Reason or None, and the critics' skill in words."""
+def _why_not_judged(
+    gauge: Gauge, *, judged_from: int, floor: float | None, reach_from: float
+) -> tuple[str | None, str]:
+    """Reason or None, and the critics' skill in words; ``floor``: that of a finding with few positives."""
     if gauge.positive_patients < judged_from or not len(gauge.negatives):
         return (f"not judged: {gauge.positive_patients} patients with the finding (wanted: {judged_from}), "
                 f"{len(gauge.negatives)} images without"), "critics' skill unknown"
     auroc, low, high = gauge.skill()
     skill = f"critics' AUROC {auroc:.3f} ({low:.3f} to {high:.3f})"
-    return (f"not judged: {skill} is not above chance" if low <= 0.5 else None), skill
+    if low <= 0.5:
+        return f"not judged: {skill} is not above chance", skill
+    reach = 1.0 if floor is None else float((gauge.positives >= floor).mean())
+    return (f"not judged: {reach:.0%} of {len(gauge.positives)} real positives reach the floor of {floor:.3g} (wanted: "
+            f"{reach_from:.0%})" if reach < reach_from else None), skill
 
 
 def _about_floor(gauge: Gauge, floor: float, rate: float) -> str:

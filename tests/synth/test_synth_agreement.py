@@ -182,9 +182,11 @@ def test_out_of_fold_critics_judge_what_validation_cannot() -> None:
 @pytest.mark.parametrize(("gap", "shares", "why"), [
     (GAP, (0.4, 0.002, 0.3, 0.3), "patients with the finding (wanted: 5)"),
     (0.0, (0.4, 0.2, 0.3, 0.3), "not above chance"), (-GAP, (0.4, 0.2, 0.3, 0.3), "not above chance"),
+    (1.5, (0.4, 0.025, 0.3, 0.3), "real positives reach the floor of"),
 ])
 def test_critics_without_skill_do_not_judge(gap: float, shares: tuple[float, ...], why: str) -> None:
-    """Whether they know too few, nothing, or the contrary: no threshold on either side, and the reason is told."""
+    """Whether they know too few, nothing, the contrary, or too little for a floor on negatives: no threshold on either
+    side, and the reason is told."""
     rng = np.random.default_rng(4)
     val = draw(600, rng, shares=shares, gap=gap)
     made = asked((0, -9, 0, 0), (0, 9, 0, 0), labels=[(0, 1, 0, 0), (0, 0, 0, 0)])
