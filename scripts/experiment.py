@@ -83,6 +83,9 @@ def is_done(step: Step, experiment: Experiment) -> bool:
     settings = experiment.config[step.stage]
     if step.stage == "train" and step.arm is not None:
         settings = settings | experiment.config["members"].get(step.arm.partition("@")[2], {})
+        if isinstance(settings["pretrained"], str):  # a stamp's settings hold whether, its inputs which
+            file = (read_stamp(step.folder) or {"inputs": {}})["inputs"].get("pretrained", {}).get("path")
+            settings = settings | {"pretrained": file == str(Path(settings["pretrained"]).resolve())}
     return is_made_from(step.folder, settings)
 
 

@@ -1,10 +1,13 @@
-"""The time left: from this run's own stages, and for kinds that have not run yet from what was expected of them."""
+"""What is done, and the time left: from this run's own stages, and for kinds that have not run yet from what was expected of them."""
 
 import json
 from pathlib import Path
 
 import pytest
-from experiment import Step, time_left
+from experiment import Step, is_done, time_left
+from experiment_config import Experiment
+
+from cohort.stage import Stage
 
 EXPECTED = {"prepare": 60.0, "generate": 120.0, "train": 30.0}
 
@@ -37,3 +40,17 @@ def test_what_nobody_knows_is_counted_and_not_guessed(tmp_path):
     done = [finished(tmp_path, "train", 60, 1000)]  # a critic: another kind than an arm's training
     assert time_left(to_do("train", "filter"), done, EXPECTED) == (
         "about 0 min left, 1 stages of unknown length not counted")
+
+
+def test_a_training_is_done_for_the_very_weights_that_it_started_from(tmp_path: Path) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    for file in files:
+        file.write_bytes(b"weights")
+    stage = Stage("train", tmp_path / "seed_0", config={"pretrained": True, "steps": 9},
+                  inputs={"pretrained": files[0]})
+    stage.begin()
+    stage.finish(outputs=[], counts={})
+    step = Step(stage="train", folder=stage.folder, arm="real", seed=0)
+    told = [is_done(step, Experiment(config={"train": {"pretrained": given, "steps": 9}, "members": {}}, endpoint={},
+                                     processes=1, dry_run=False)) for given in (*map(str, files), True)]
+    assert told == [True, False, True]

@@ -54,7 +54,9 @@ def finished(rehearsal: Rehearsal) -> Path:
     (folder / "cache").mkdir()
     config = config_of(rehearsal, cell, BASE) | {"run": str(folder), "arms": list(rehearsal.section.arms)}
     for step in [step for step in list_steps(config) if is_wanted(step)]:
-        stage = Stage(step.stage, step.folder, config=config[step.stage], inputs={})
+        weights = {"pretrained": Path(config["train"]["pretrained"])} if step.stage == "train" else {}
+        settings = config[step.stage] | dict.fromkeys(weights, True)
+        stage = Stage(step.stage, step.folder, config=settings, inputs=weights)
         stage.begin()
         stage.finish(outputs=[], counts={})
     (rehearsal.base / "generator" / "pipeline").mkdir(parents=True, exist_ok=True)
