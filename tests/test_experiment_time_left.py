@@ -1,4 +1,4 @@
-"""What is done, and the time left: from this run's own stages, and for kinds that have not run yet from what was expected of them."""
+"""What is done, and the time left: from this run's own stages, for other kinds from what was expected of them."""
 
 import json
 from pathlib import Path
