@@ -82,8 +82,8 @@ def forecast(rows: pd.DataFrame) -> Forecast:
     n_findings = len(np.unique(findings))
     if n_findings < FEWEST_FINDINGS:
         return Forecast(rule=None, coefficients=(), n_findings=n_findings, errors={}, spread=float("nan"),
-                        levels=(0, 0), reason=f"{n_findings} finding{'s' * (n_findings != 1)} with a defined share; a usable curve wants "
-                                              f"{FEWEST_FINDINGS}")
+                        levels=(0, 0), reason=f"{n_findings} finding{'s' * (n_findings != 1)} with a defined share; a "
+                                              f"usable curve wants {FEWEST_FINDINGS}")
     numbers = rows[["n_real", "gain", "oracle_gain"]].to_numpy(dtype=np.float64)
     rules = RULES if len(np.unique(numbers[:, 0])) > 1 else RULES[:1]
     missed = {rule: _left_out(findings, numbers, rule) for rule in rules}
