@@ -139,9 +139,9 @@ def test_time_is_what_was_expected_at_the_pace_of_its_kind_else_at_the_machines(
 def test_a_finished_fine_tuning_of_more_steps_tells_how_long_a_shorter_one_takes(
     repository: Path, tmp_path: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal_time, "time_reference", lambda threads: 0.27)
     rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *FROM_NOTHING, "--prepare.root",
                        str(tmp_path), "--expected_seconds", '{"finetune": 1600}')
+    monkeypatch.setattr(rehearsal_time, "time_reference", lambda threads: rehearsal.section.reference_seconds)
     before = int(tell_time(rehearsal).split("about ")[1].split(" ")[0])
     assert before == round((1600 + 3 * 200) / 60)  # 1,600 steps once, 200 in each of three runs
     stage = Stage("finetune", rehearsal.base / "generator", config=base_config(rehearsal)["finetune"], inputs={})
