@@ -52,10 +52,11 @@ class Findings:
         return table[(table["level"] == level) & (table["label"] == label) & (table["arm"] == arm)
                      & (table["metric"] == metric)].iloc[0]
 
-    def against(self, *, level: int, label: str = REHEARSED_GROUP) -> pd.DataFrame:
-        """The rows of ``contrasts`` in the endpoint's metric."""
+    def against(self, *, level: int) -> pd.DataFrame:
+        """The rows of ``contrasts`` over all findings, in the endpoint's metric."""
         table = self.contrasts
-        return table[(table["level"] == level) & (table["label"] == label) & (table["metric"] == self.endpoint.metric)]
+        return table[(table["level"] == level) & (table["label"] == REHEARSED_GROUP)
+                     & (table["metric"] == self.endpoint.metric)]
 
     @property
     def levels(self) -> list[int]:

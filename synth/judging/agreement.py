@@ -68,8 +68,7 @@ def label_agreement(
         false_positive_rate: share of real negatives above the floor of a finding with few positive images.
         quantile_from: validation images with a finding from which it is no longer one of these.
         judged_from: patients with a finding, in the images that its threshold comes from, to judge it at all.
-        reach_from: share of the few real positives, 0 to 1, that must reach such a floor: one that nearly all right
-            images fail says nothing of those that were made, and the finding is not judged.
+        reach_from: share of the few real positives, 0 to 1, that must reach such a floor for it to judge anything.
         select: ``confident`` keeps all that pass. The others keep of these, for the scarce findings asked for, only
             what the critics are unsure of: ``band`` what scores at most the quantile ``select_quantile`` of the real
             positives that pass, so between the outside and the middle of the class (DiffuLT, Shao et al. 2024, keeps
@@ -81,8 +80,7 @@ def label_agreement(
     out_of_fold = fold_gauges(evidence, false_positive_rate=false_positive_rate)
     few = {label for label, gauge in in_validation.items() if len(gauge.positives) < quantile_from}
     gauges = [out_of_fold.get(label, gauge) if label in few else gauge for label, gauge in in_validation.items()]
-    floors = {gauge.label: float(np.quantile(gauge.negatives, 1 - false_positive_rate))
-              for gauge in gauges if gauge.label in few and len(gauge.negatives)}
+    floors = _floors([gauge for gauge in gauges if gauge.label in few], false_positive_rate)
     opinions = [_why_not_judged(gauge, judged_from=judged_from, floor=floors.get(gauge.label), reach_from=reach_from)
                 for gauge in gauges]
     judged = [gauge for gauge, (why_not, _) in zip(gauges, opinions, strict=True) if why_not is None]
@@ -95,9 +93,8 @@ def label_agreement(
             continue
         floor, ceiling = (None, None) if why_not else gauge.bounds(joint.level)
         source = gauge.source if why_not else f"{gauge.source}, {joint}"
-        lowest = source
-        if gauge.label in floors:
-            floor, lowest = floors[gauge.label], _about_floor(gauge, floors[gauge.label], false_positive_rate)
+        lowest = _about_floor(gauge, floors[gauge.label], false_positive_rate) if gauge.label in floors else source
+        floor = floors.get(gauge.label, floor)
         about = partial(Criterion, label=gauge.label, n_positive=len(gauge.positives), reason=why_not)
         criteria.append(about(score=gauge.made, applies=asked, threshold=floor, at_least=True,
                               source=f"{lowest}; {skill}"))
@@ -116,10 +113,18 @@ def entropy(logits: np.ndarray) -> np.ndarray:
     return np.asarray(-xlogy(p, p) - xlogy(1 - p, 1 - p))
 
 
+def _floors(gauges: Sequence[Gauge], rate: float) -> dict[str, float]:
+    """Label to the score that a share ``rate`` of its negatives exceeds, where it has some."""
+    return {gauge.label: float(np.quantile(gauge.negatives, 1 - rate)) for gauge in gauges if len(gauge.negatives)}
+
+
 def _why_not_judged(
     gauge: Gauge, *, judged_from: int, floor: float | None, reach_from: float
 ) -> tuple[str | None, str]:
-    """Reason or None, and the critics' skill in words; ``floor``: that of a finding with few positives."""
+    """Reason or None, and the critics' skill in words; ``floor``: that of a finding with few positives.
+
+    A floor that nearly all right images fail says nothing of those that were made.
+    """
     if gauge.positive_patients < judged_from or not len(gauge.negatives):
         return (f"not judged: {gauge.positive_patients} patients with the finding (wanted: {judged_from}), "
                 f"{len(gauge.negatives)} images without"), "critics' skill unknown"
