@@ -164,3 +164,10 @@ def test_rates_have_names_of_stages_that_images_pass(repository: Path, tmp_path:
     for name in ("report/image", "trian/image", "train/images"):
         with pytest.raises(TailfillError, match=f"expected_seconds.{name}: is no stage"):
             read_experiment([*demo, "--expected_seconds", json.dumps({name: 0.1})], doc="")
+
+
+def test_a_prepared_cohort_beside_a_section_that_makes_one_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "both.yaml"
+    file.write_text("run: run\ncohort: there\nprepare: {source: phantom}\n", encoding="utf-8")
+    with pytest.raises(TailfillError, match=r"both\.yaml: cohort is there.* there is a section prepare; wanted: one of"):
+        read_experiment([str(file)], doc="")

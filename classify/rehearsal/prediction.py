@@ -1,22 +1,25 @@
 """What share may the user's own tail classes expect? A prediction interval with the finding as the unit.
 
-A rehearsal knows the recovered share of a few findings at a few levels. A tail class is another finding, so what counts
-is how much *findings* differ: images, patients and seeds within one finding tell nothing about that. Two rules compete:
+A rehearsal knows the gains of a few findings at a few levels. A tail class is another finding, so what counts is how
+much *findings* differ: images, patients and seeds within one finding tell nothing about that. Two rules compete:
 
-    mean     the ratio of the mean gains of the other findings, whatever the number of real positives
-    curve    g = (a + b log2 n) h: the share moves with the number n of real positives (least squares through the
-             origin with weights 1/h, the ratio model of Royall 1970, under which ``mean`` is the ratio of mean gains)
+    mean     g = a h: the same share a whatever the number of real positives
+    curve    g = (a + b log2 n) h: the share moves with the number n of real positives
 
-g is the gain of the synthetic arm over the duplicates, h the oracle's. Each finding is left out in turn and predicted
-from the others at all its levels (Allen's PRESS, 1974), and the rule with the smaller mean absolute error is used. Its
-interval is the prediction -+ t(k - 1) times the root mean squared error of these predictions, which holds the spread
-between findings and the uncertainty of the fit at once.
+g is the gain of the synthetic arm over the duplicates, h the oracle's. Either is fitted so that its errors sum to 0, and
+for ``curve`` those times log2 n too: a is the ratio of mean gains, as in ratio estimation (Cochran, Sampling Techniques,
+chapter 6). Every finding takes part, whether or not it has a share of its own: to leave out those whose oracle's gain
+is not told from 0 would select by the very noise that is to be averaged, and a single ratio may be undefined where the
+ratio of means is not. Each finding is left out in turn and predicted from the others at all its levels (Allen's PRESS,
+1974); the rule with the smaller mean absolute error is used. Errors are those of the gain, over the mean gain of the
+oracle: a finding that real images help little weighs little. The interval is the prediction -+ t(k - 1) times the root
+mean squared error, which holds the spread between findings, the noise of their gains and the uncertainty of the fit.
 
-Only levels where the oracle's own interval excludes 0 take part: elsewhere there is no share. That selects, and it is
-why ``n_findings`` stands beside every prediction. Under six findings there is no curve and no prediction.
+There is no prediction under six findings, or where the oracle's mean gain over the findings is not told from 0.
 
 Not promised: a share outside the levels that were rehearsed; or that the tail resembles the findings that were thinned.
-A generator that has seen the thinned finding elsewhere makes every share optimistic.
+A generator that has seen the thinned finding elsewhere makes every share optimistic. The interval is that of a class
+which real images help as much as the average finding; where they help less, its share scatters more.
 """
 
 from dataclasses import dataclass
@@ -72,19 +75,19 @@ class Forecast:
         return Prediction(share=share, low=share - half, high=share + half, reason=note if outside else None)
 
 
-def forecast(rows: pd.DataFrame) -> Forecast:
+def forecast(rows: pd.DataFrame, *, confidence: float = 0.95) -> Forecast:
     """Fit both rules and choose one.
 
-    ``rows``: one per finding and level at which the share is defined: finding, n_real (positive train images), gain and
-    oracle_gain (floats; the oracle's above 0).
+    ``rows``: one per finding and level: finding, n_real (positive train images), gain and oracle_gain (finite floats).
+    ``confidence``: that of the interval by which the oracle's mean gain must be above 0.
     """
     findings = rows["finding"].to_numpy(dtype=str)
-    n_findings = len(np.unique(findings))
-    if n_findings < FEWEST_FINDINGS:
-        return Forecast(rule=None, coefficients=(), n_findings=n_findings, errors={}, spread=float("nan"),
-                        levels=(0, 0), reason=f"{n_findings} finding{'s' * (n_findings != 1)} with a defined share; a "
-                                              f"usable curve wants {FEWEST_FINDINGS}")
     numbers = rows[["n_real", "gain", "oracle_gain"]].to_numpy(dtype=np.float64)
+    unclear = _unclear(rows, confidence)
+    n_findings = len(np.unique(findings))
+    if unclear is not None:
+        return Forecast(rule=None, coefficients=(), n_findings=n_findings, errors={}, spread=float("nan"),
+                        levels=(0, 0), reason=unclear)
     rules = RULES if len(np.unique(numbers[:, 0])) > 1 else RULES[:1]
     missed = {rule: _left_out(findings, numbers, rule) for rule in rules}
     errors = {rule: float(np.abs(miss).mean()) for rule, miss in missed.items()}
@@ -96,24 +99,41 @@ def forecast(rows: pd.DataFrame) -> Forecast:
     )
 
 
+def _unclear(rows: pd.DataFrame, confidence: float) -> str | None:
+    """Why these findings allow no prediction; None where they do."""
+    gains = rows.groupby("finding")["oracle_gain"].mean().astype(np.float64)
+    if len(gains) < FEWEST_FINDINGS:
+        return f"{len(gains)} finding{'s' * (len(gains) != 1)} rehearsed; a prediction wants {FEWEST_FINDINGS}"
+    mean = float(gains.mean())
+    half = float(stats.t.ppf((1 + confidence) / 2, len(gains) - 1)) * float(gains.sem())
+    if mean - half > 0:
+        return None
+    return (f"what real images bring on average to {len(gains)} findings is not told from nothing ({mean:+.3f}, "
+            f"{mean - half:+.3f} to {mean + half:+.3f})")
+
+
 def _left_out(findings: NDArray[np.str_], numbers: Array, rule: str) -> Array:
-    """Per finding, the root mean square over its levels of predicted less observed share; float64 (n_findings,)."""
+    """Per finding, the root mean square over its levels of predicted less observed gain, in mean gains of the oracle.
+
+    float64 (n_findings,).
+    """
     missed = []
     for finding in np.unique(findings):
         own, others = numbers[findings == finding], numbers[findings != finding]
-        told = _design(own[:, 0], rule) @ _fit(others, rule)
-        missed.append(np.sqrt(np.square(told - own[:, 1] / own[:, 2]).mean()))
-    return np.array(missed)
+        told = _design(own[:, 0], rule) @ _fit(others, rule) * own[:, 2]
+        missed.append(np.sqrt(np.square(told - own[:, 1]).mean()))
+    return np.array(missed) / numbers[:, 2].mean()
 
 
 def _fit(numbers: Array, rule: str) -> Array:
-    """Coefficients of weighted least squares through the origin, weights 1/h: the regressors are h times the design.
+    """Coefficients by which the errors, and those times each column of the design, sum to 0; float64 (1,) or (2,).
 
+    Where every oracle's gain is above 0 that is least squares through the origin with weights 1/h (Royall 1970).
     ``numbers``: float64 (n, 3): n_real, gain, oracle_gain.
     """
-    root = np.sqrt(numbers[:, 2])
-    regressors = _design(numbers[:, 0], rule) * root[:, None]
-    return np.asarray(np.linalg.lstsq(regressors, numbers[:, 1] / root, rcond=None)[0], dtype=np.float64)
+    design = _design(numbers[:, 0], rule)
+    found = np.linalg.lstsq(design.T @ (design * numbers[:, 2:]), design.T @ numbers[:, 1], rcond=None)[0]
+    return np.asarray(found, dtype=np.float64)
 
 
 def _design(n_real: Array, rule: str) -> Array:

@@ -132,11 +132,10 @@ def run_rows(cell: Cell, folder: Path) -> pd.DataFrame:
 
 
 def shares_for_forecast(recovered: pd.DataFrame, *, arm: str, metric: str) -> pd.DataFrame:
-    """What ``prediction.forecast`` reads: findings and levels at which the share of ``arm`` is defined."""
-    rows = recovered[(recovered["arm"] == arm) & (recovered["metric"] == metric) & recovered["share"].notna()]
-    names = {"label": "finding", "n_real": "n_real", "gain": "gain", "oracle_gain": "oracle_gain"}
-    groups = rows["n_real"].isna() | rows["is_group"]
-    return rows[~groups][list(names)].rename(columns=names).reset_index(drop=True)
+    """What ``prediction.forecast`` reads: every finding and level at which ``arm`` and oracle could be measured."""
+    rows = recovered[(recovered["arm"] == arm) & (recovered["metric"] == metric) & ~recovered["is_group"]]
+    read = rows[["label", "n_real", "gain", "oracle_gain"]].rename(columns={"label": "finding"})
+    return read.dropna().reset_index(drop=True)
 
 
 def prediction_table(

@@ -160,8 +160,9 @@ def test_without_a_slope_the_mean_is_the_ratio_of_mean_gains() -> None:
     found = forecast(rows)
     assert found.rule == "mean"
     assert found.coefficients[0] == pytest.approx(rows["gain"].mean() / rows["oracle_gain"].mean())
-    missed = [rows.drop(at)["gain"].sum() / rows.drop(at)["oracle_gain"].sum() - row["gain"] / row["oracle_gain"]
-              for at, row in rows.iterrows()]
+    missed = np.array([
+        rows.drop(at)["gain"].sum() / rows.drop(at)["oracle_gain"].sum() * row["oracle_gain"] - row["gain"]
+        for at, row in rows.iterrows()]) / rows["oracle_gain"].mean()
     assert found.errors["mean"] == pytest.approx(np.abs(missed).mean())
     assert found.spread == pytest.approx(np.sqrt(np.square(missed).mean()))
 
@@ -181,19 +182,37 @@ def test_under_six_findings_there_is_no_prediction() -> None:
     assert found.errors == {}
     told = found.predict(20)
     assert told.share is None
-    assert "5 findings with a defined share" in str(told.reason)
+    assert "5 findings rehearsed; a prediction wants 6" in str(told.reason)
     assert forecast(pd.DataFrame(columns=["finding", "n_real", "gain", "oracle_gain"])).rule is None
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.02])
 @pytest.mark.parametrize("n_findings", [6, 12])
-def test_the_interval_covers_another_finding(n_findings: int) -> None:
+def test_the_interval_covers_another_finding(n_findings: int, noise: float) -> None:
     rng, hits, n = np.random.default_rng(3), 0, 150
     for _ in range(n):
-        told = forecast(gains(n_findings, rng=rng, spread=0.25, levels=(20,))).predict(20)
+        told = forecast(gains(n_findings, rng=rng, spread=0.25, noise=noise, levels=(20,))).predict(20)
         assert told.low is not None
         assert told.high is not None
         hits += told.low <= 0.5 + rng.normal(0, 0.25) <= told.high
     assert hits / n >= 0.88  # 95 % wanted; four standard errors are .07
+
+
+def test_findings_whose_own_oracle_gains_nothing_take_part() -> None:
+    rows = pd.DataFrame({"finding": list("abcdefg"), "n_real": 20, "gain": [0.02, 0.03, 0.03, 0.02, 0.04, 0.0, 0.004],
+                         "oracle_gain": [0.06, 0.06, 0.04, 0.06, 0.05, -0.004, 0.0]})
+    found = forecast(rows)
+    assert found.n_findings == 7
+    assert found.coefficients[0] == pytest.approx(rows["gain"].sum() / rows["oracle_gain"].sum())
+    assert found.spread < 0.5  # one finding's .04 of .05 against half of the mean gain; no ratio of nearly nothing
+
+
+def test_without_a_gain_of_real_images_there_is_no_prediction() -> None:
+    rows = gains(8, rng=np.random.default_rng(5))
+    rows["oracle_gain"] -= rows["oracle_gain"].mean() - 0.001
+    found = forecast(rows)
+    assert found.rule is None
+    assert "is not told from nothing (+0.001, -" in str(found.reason)
 
 
 def test_more_noise_makes_a_wider_interval() -> None:
