@@ -11,7 +11,7 @@ other configuration has. Not promised: anything about trainings of all weights, 
 
 ::
 
-    python scripts/levers.py configs/phantom_levers.yaml [--levers guidance_1 from_real] [--n-seeds 8]
+    python scripts/levers.py configs/phantom_levers.yaml [--levers guidance_2.5 from_real] [--n-seeds 8]
 """
 
 import argparse
@@ -55,9 +55,9 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "no_finetuning": {"generate": {"pipeline": GIVEN}},
     "finetuning_2x": {"finetune": {"steps": 1200}},
     "finetuning_uniform": {"finetune": {"scarcity_cap": 1.0}},
-    "guidance_1": {"generate": {"guidance_scale": 1.0}},
-    "guidance_4": {"generate": {"guidance_scale": 4.0}},
-    "guidance_to_the_end": {"generate": {"guidance_interval": [0.2, 1.0]}},
+    "guidance_2.5": {"generate": {"guidance_scale": 2.5, "guidance_interval": [0.2, 0.8]}},
+    "guidance_4": {"generate": {"guidance_scale": 4.0, "guidance_interval": [0.2, 0.8]}},
+    "guidance_2.5_to_the_end": {"generate": {"guidance_scale": 2.5, "guidance_interval": [0.2, 1.0]}},
     "guidance_4_to_the_end": {"generate": {"guidance_scale": 4.0, "guidance_interval": [0.2, 1.0]}},
     "steps_2x": {"generate": {"num_inference_steps": 30}},
     "from_real": {"plan": {"image_conditioned": 1.0, "strength": 0.7}},

@@ -193,23 +193,24 @@ def neighbour_distances(
         patients, reference_patients: (n,) and (m,); references of a query's patient are not its neighbours.
 
     Returns:
-        float64 (n, k); infinite where there are fewer than k. Memory beside the sets: one block of distances.
+        float64 (n, k); infinite where there are fewer than k. Memory beside the sets, which may lie on disk: a block of
+        either, and one of distances.
     """
     nearest = np.full((len(queries), k), np.inf)
     if not len(references):
         return nearest
     centre = references.mean(axis=0)
-    centred = references - centre
-    squares = (centred**2).sum(axis=1)
     _, owner = np.unique(np.concatenate([patients, reference_patients]).astype(str), return_inverse=True)
-    step, n = max(1, CHUNK // len(references)), len(queries)
-    for start in range(0, n, step):
-        block = queries[start: start + step] - centre
-        squared = (block**2).sum(axis=1)[:, None] + squares - 2 * (block @ centred.T)
-        squared[owner[start: min(start + step, n), None] == owner[n:]] = np.inf
-        found = np.sort(np.partition(squared, min(k, squared.shape[1]) - 1, axis=1)[:, :k], axis=1)
-        nearest[start: start + step, : found.shape[1]] = np.sqrt(np.maximum(found, 0))
-    return nearest
+    for rows in blocks(np.arange(len(references))):
+        near = references[rows] - centre
+        squares = (near**2).sum(axis=1)
+        for some in blocks(np.arange(len(queries))):
+            block = queries[some] - centre
+            squared = (block**2).sum(axis=1)[:, None] + squares - 2 * (block @ near.T)
+            squared[owner[some, None] == owner[len(queries) + rows]] = np.inf
+            found = np.concatenate([nearest[some], squared], axis=1)
+            nearest[some] = np.sort(np.partition(found, k - 1, axis=1)[:, :k], axis=1)
+    return np.sqrt(np.maximum(nearest, 0))
 
 
 def blocks(rows: np.ndarray) -> list[np.ndarray]:

@@ -1,6 +1,7 @@
 """Realism: distances against references, thresholds that hold what they promise, and images that must fail."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 
 from synth.judging.evidence import NEGATIVE, Images
 from synth.judging.realism import (
-    CHUNK,
+    BLOCK,
     Gaussian,
     held_back_quantile,
     kinds,
@@ -78,10 +79,21 @@ def test_neighbours_are_those_of_brute_force() -> None:
 def test_neighbours_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     references, queries, who = space(90, seed=0), space(40, seed=1), np.arange(130)
     whole = neighbour_distances(queries, references, k=2, patients=who[:40], reference_patients=who[40:])
-    monkeypatch.setattr("synth.judging.realism.CHUNK", 90 * 7)
-    assert CHUNK > 90 * 40
+    monkeypatch.setattr("synth.judging.realism.BLOCK", 7)
+    assert BLOCK > 90
     parts = neighbour_distances(queries, references, k=2, patients=who[:40], reference_patients=who[40:])
     np.testing.assert_allclose(parts, whole, rtol=1e-9)
+
+
+def test_neighbours_need_no_more_memory_for_more_references(tmp_path: Path) -> None:
+    queries, peaks = np.zeros((10, 256), np.float32), []
+    for n in (2 * BLOCK, 8 * BLOCK):
+        references = np.memmap(tmp_path / f"{n}", dtype=np.float32, mode="w+", shape=(n, 256))
+        tracemalloc.start()
+        neighbour_distances(queries, references, k=1, patients=-np.ones(10, int), reference_patients=np.arange(n))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 6 * BLOCK * 256 * 4 / 4  # a quarter of what the further references hold
 
 
 def test_too_few_neighbours_are_infinitely_far() -> None:
