@@ -128,14 +128,14 @@ class Gallery:
 
     def _candidates(self, both: Tensor, shortlist: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the training images to align, (c,), whether mirrored, 0 or 1, and the warps to begin with, (c, 4)."""
-        moved = _quarters(_thinned(_moved(both, *FIRST)))
-        scores = torch.cat([_match(moved, part)[0].amax(0) for part in self.quarters.split(CHUNK, dim=2)])
+        moved = _quarters(_moved(both, *FIRST))
+        scores = torch.cat([_match(moved, part).amax(0) for part in self.quarters.split(CHUNK, dim=2)])
         rows = self._best(torch.arange(len(scores)), scores, LONGLIST)
-        scores, where = _match(_quarters(_thinned(_moved(both, *SECOND))), self.quarters[:, :, rows])
-        best, view = scores.max(0)
+        moved = _quarters(_moved(both, *SECOND))
+        best, view = _match(moved, self.quarters[:, :, rows]).max(0)
         chosen = torch.isin(rows, self._best(rows, best, shortlist))
-        rows, view, where = rows[chosen], view[chosen], where[:, :, chosen]
-        where = where.gather(1, view.expand(len(where), 1, -1))[:, 0]
+        rows, view = rows[chosen], view[chosen]
+        where = (moved[:, view] @ self.quarters[:, :, rows].permute(0, 2, 1).unsqueeze(3)).argmax(2)[:, :, 0]
         scale, flipped = torch.tensor(SECOND[1])[view // 2], view % 2
         return rows, flipped, _warps(where, _coarse(both)[flipped], self.coarse[rows], scale)
 
@@ -235,21 +235,21 @@ def _warps(where: Tensor, image: Tensor, seen: Tensor, scale: Tensor) -> Tensor:
     return torch.where((fits[0] > fits[1])[:, None], affine, shifted)
 
 
-def _match(moved: Tensor, quarters: Tensor) -> tuple[Tensor, Tensor]:
+def _match(moved: Tensor, quarters: Tensor) -> Tensor:
     """Views of an image (4, views, moves, 36) against training images (4, 36, c): the mean over quarters of the NCC in
-    their best moves, (views, c), and which these are, (4, views, c)."""
-    best, where = torch.bmm(moved.flatten(1, 2), quarters).unflatten(1, moved.shape[1:3]).max(2)
-    return best.mean(0), where
+    their best moves, (views, c)."""
+    return torch.bmm(moved.flatten(1, 2), quarters).unflatten(1, moved.shape[1:3]).amax(2).mean(0)
 
 
 def _moved(both: Tensor, step: int, scales: tuple[float, ...]) -> Tensor:
-    """(2, side, side) to (2 * scales, moves, side, side): both ways at each scale; in each, y, x shows what stood at
+    """(2, 48, 48) to (2 * scales, moves, 16, 16), thinned: both ways at each scale; in each, y, x shows what stood at
     y + dy, x + dx; dx varies fastest."""
     shown = [both if scale == 1 else _warp(both, torch.tensor([[1 / scale, 0, 1 / scale, 0]] * 2))[0]
              for scale in scales]
-    padded = functional.pad(torch.cat(shown), (REACH,) * 4)
+    every = SIDE // COARSE
+    padded = functional.avg_pool2d(functional.pad(torch.cat(shown), (REACH,) * 4), every, stride=1)
     starts = range(0, 2 * REACH + 1, step)
-    return torch.stack([padded[:, y: y + SIDE, x: x + SIDE] for y in starts for x in starts], dim=1)
+    return torch.stack([padded[:, y: y + SIDE: every, x: x + SIDE: every] for y in starts for x in starts], dim=1)
 
 
 def _quarters(coarse: Tensor) -> Tensor:
