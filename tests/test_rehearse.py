@@ -43,7 +43,7 @@ def test_a_run_is_an_experiment_on_its_thinned_cohort(repository: Path, tmp_path
     assert (child["run"], child["cohort"], child["n_seeds"]) == (str(folder), str(folder / "cohort"), 1)
     assert child["seed"] == rehearsal.config["seed"] + 1
     assert child["plan"]["scarce"] == ["Effusion", "Nodule", "Hernia"]  # the tail too: its oracle can be had
-    assert child["plan"]["total"] == 30 * 3
+    assert child["plan"]["total"] == 45 * 3
     assert child["finetune"]["steps"] == 100
     assert child["expected_seconds"]["finetune"] == pytest.approx(rehearsal.config["expected_seconds"]["finetune"] / 6)
     file = tmp_path / "experiment.yaml"
