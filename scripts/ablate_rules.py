@@ -1,5 +1,7 @@
 """What each rule of the filter is worth: a finished run judged and learnt from anew, with one rule at a time off.
 
+Or with another choice among what passes (``--select``): the band where the critic is uncertain, or the highest entropy.
+
 Images, critics and every arm that the filter does not touch are taken over from the run by hard links; of the run
 itself only its cache may grow. Filter, the arms that hold synthetic images, and the comparison are done again for each
 setting. One line per setting: images kept, and the endpoint's difference with its interval. The differences share test
@@ -8,7 +10,7 @@ shown nothing here.
 
 ::
 
-    python scripts/ablate_rules.py configs/demo.yaml --run runs/demo --out runs/ablation
+    python scripts/ablate_rules.py configs/demo.yaml --run runs/demo --out runs/ablation [--rules view] [--select band]
 """
 
 import argparse
@@ -19,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import yaml
@@ -27,6 +29,7 @@ import yaml
 from classify.arms.rivals import ARMS
 from cohort.errors import TailfillError, run_command
 from cohort.stage import PARTIAL, read_stamp
+from synth.judging.agreement import Select, label_agreement
 from synth.judging.rules import RULES
 
 DONE_AGAIN = ("synthetic", "comparison", "report", "config.yaml", "endpoint.json", "lock", "logs", "looks.parquet")
@@ -40,6 +43,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--run", type=Path, required=True, help="its finished run")
     parser.add_argument("--out", type=Path, required=True, help="folder of a run per setting; safe to run again")
     parser.add_argument("--rules", nargs="*", help="rules to switch off, one at a time; all that are on where left out")
+    parser.add_argument("--select", nargs="*", default=[], choices=get_args(Select),
+                        help="other choices among what the critic lets pass, by the rule label_agreement")
     return parser.parse_args(arguments)
 
 
@@ -64,6 +69,15 @@ def link_run(run: Path, target: Path) -> None:
     shutil.rmtree(half, ignore_errors=True)
     shutil.copytree(run, half, copy_function=os.link, ignore=left_out)
     half.rename(target)
+
+
+def list_settings(rules: dict[str, Any], off: Sequence[str], selections: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Name of a line of the table to its rules, as in ``filter.rules``."""
+    agreement = label_agreement.__name__
+    return {"all rules": rules, **{f"without {name}": {k: v for k, v in rules.items() if k != name} for name in off},
+            "no rule at all": {},
+            **{f"select {name}": rules | {agreement: (rules[agreement] or {}) | {"select": name}}
+               for name in selections}}
 
 
 def judge_anew(config: Path, target: Path, rules: dict[str, Any]) -> None:
@@ -97,10 +111,10 @@ def main() -> None:
     off = options.rules if options.rules is not None else list(rules)
     if unknown := set(off) - set(rules):
         raise TailfillError(f"--rules: '{min(unknown)}' is not on; wanted: some of {', '.join(rules)}")
-    settings = {"all rules": rules} | {f"without {name}": {k: v for k, v in rules.items() if k != name} for name in off}
-    settings["no rule at all"] = {}
+    if options.select and label_agreement.__name__ not in rules:
+        raise TailfillError("--select: the rule label_agreement, which selects, is not on")
     sys.stdout.write(f"{'':24} {'kept':>16}   {'arm - rival':28} arm - unfiltered\n")
-    for name, chosen in settings.items():
+    for name, chosen in list_settings(rules, off, options.select).items():
         target = options.out / name.replace(" ", "_")
         if not target.exists():
             link_run(options.run, target)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from ablate_rules import link_run
+from ablate_rules import link_run, list_settings, parse
 
 from cohort.errors import TailfillError
 from cohort.stage import Stage
@@ -41,3 +41,12 @@ def test_a_run_filled_in_rounds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TailfillError, match="filled in rounds"):
         link_run(run, tmp_path / "out" / "all")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_line_of_the_table_has_a_rule_less_or_another_selection() -> None:
+    rules = {"view": None, "label_agreement": {"folds": 2}}
+    assert list_settings(rules, ["view"], ["band"]) == {
+        "all rules": rules, "without view": {"label_agreement": {"folds": 2}}, "no rule at all": {},
+        "select band": {"view": None, "label_agreement": {"folds": 2, "select": "band"}}}
+    with pytest.raises(SystemExit):
+        parse(["c.yaml", "--run", "r", "--out", "o", "--select", "bands"])
