@@ -69,7 +69,7 @@ class Run:
     run: str = path()
     """Folder of the experiment; every stage writes its own folder inside it."""
     cohort: str | None = path(None)
-    """Folder of a prepared cohort; default: ``RUN/cohort``."""
+    """Folder of a prepared cohort, or where ``prepare`` makes it; default: ``RUN/cohort``."""
     seed: int = 0
     """Seed of everything that is drawn at random in the experiment, from 0 on."""
     threads: int = 2

@@ -67,10 +67,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     """The configuration file that ``argv`` starts with, and overrides; every section is checked before any work."""
     file = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     content = load_yaml(file) if file else {}
-    if content.get("cohort") and "prepare" in content:
-        raise TailfillError(f"{file}: cohort is {content['cohort']}, which is not made again, and there is a section "
-                            "prepare; wanted: one of the two")
-    left_out = {*OPTIONAL, "rehearsal", "pretrain"} - content.keys() | ({"prepare"} if content.get("cohort") else set())
+    left_out = {*OPTIONAL, "rehearsal", "pretrain", *(["prepare"] if content.get("cohort") else [])} - content.keys()
     schemas = {name: _import(place) for name, place in SCHEMAS.items() if name not in left_out}
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
     parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")

@@ -62,7 +62,7 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "steps_2x": {"generate": {"num_inference_steps": 30}},
     "from_real": {"plan": {"image_conditioned": 1.0, "strength": 0.7}},
     "prompts_as_real": {"plan": {"spread": 1.0, "age_jitter": 0}},
-    "prompts_wider": {"plan": {"spread": 8.0, "age_jitter": 20}},
+    "prompts_freer": {"plan": {"spread": 8.0, "age_jitter": 20}},
     "loss_weight_0.3": {"arm": {"synthetic_loss_weight": 0.3}},
     "all_added_slots": {"arm": {"synthetic_share": 1.0}},
     "no_negatives": {"arm": {"negatives": 0.0}},

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from experiment import as_jobs, list_steps, show_plan
 from experiment_config import Experiment, read_experiment
 from experiment_costs import GIB, Job, check_disk, cost_rows, hours_of, images_through
@@ -166,8 +167,12 @@ def test_rates_have_names_of_stages_that_images_pass(repository: Path, tmp_path:
             read_experiment([*demo, "--expected_seconds", json.dumps({name: 0.1})], doc="")
 
 
-def test_a_prepared_cohort_beside_a_section_that_makes_one_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "both.yaml"
-    file.write_text("run: run\ncohort: there\nprepare: {source: phantom}\n", encoding="utf-8")
-    with pytest.raises(TailfillError, match=r"both\.yaml: cohort is there.* there is a section prepare; wanted: one of"):
-        read_experiment([str(file)], doc="")
+def test_a_section_that_makes_a_cohort_makes_the_one_that_is_named(repository: Path, tmp_path: Path) -> None:
+    file = repository / "configs" / "demo.yaml"
+    given = read_experiment([str(file), "--run", str(tmp_path), "--cohort", str(tmp_path / "there")], doc="").config
+    assert next(list_steps(given)).folder == tmp_path / "there"
+    named = tmp_path / "named.yaml"
+    named.write_text(yaml.safe_dump(given), encoding="utf-8")
+    assert read_experiment([str(named)], doc="").config["prepare"] == given["prepare"]
+    named.write_text(yaml.safe_dump({key: value for key, value in given.items() if key != "prepare"}), encoding="utf-8")
+    assert "prepare" not in read_experiment([str(named)], doc="").config

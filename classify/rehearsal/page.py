@@ -152,7 +152,7 @@ def tail_line(found: Findings) -> str:
     n_inside = int(checked["inside"].sum())
     hits = f" Of {len(checked)} measured shares {n_inside} lie in their interval." if len(checked) else ""
     return (f"Prediction for the tail by '{found.forecast.rule}' of {found.forecast.n_findings} findings; a finding "
-            f"left out is missed by, on average: {told}.{hits}")
+            f"left out is missed by, in parts of what real images bring on average: {told}.{hits}")
 
 
 def shares_chapter(found: Findings) -> Chapter:
@@ -206,7 +206,9 @@ def tail_chapter(found: Findings) -> Chapter:
     return Chapter(
         anchor="tail", title="What the tail may expect", blocks=(table,), words=(
             tail_line(found), "The unit of the interval is the finding: it holds how much findings differ, not only "
-            "how well each was measured. With fewer than six findings there is no usable curve."),
+            "how well each was measured. It is that of a class which real images help as much as the average finding; "
+            "where they help less, its share scatters more. Fewer than six findings, or real images that bring nothing "
+            "clear, allow no prediction."),
         sources=("results/prediction.parquet",))
 
 

@@ -6,16 +6,17 @@ much *findings* differ: images, patients and seeds within one finding tell nothi
     mean     g = a h: the same share a whatever the number of real positives
     curve    g = (a + b log2 n) h: the share moves with the number n of real positives
 
-g is the gain of the synthetic arm over the duplicates, h the oracle's. Either is fitted so that its errors sum to 0, and
-for ``curve`` those times log2 n too: a is the ratio of mean gains, as in ratio estimation (Cochran, Sampling Techniques,
-chapter 6). Every finding takes part, whether or not it has a share of its own: to leave out those whose oracle's gain
-is not told from 0 would select by the very noise that is to be averaged, and a single ratio may be undefined where the
-ratio of means is not. Each finding is left out in turn and predicted from the others at all its levels (Allen's PRESS,
-1974); the rule with the smaller mean absolute error is used. Errors are those of the gain, over the mean gain of the
-oracle: a finding that real images help little weighs little. The interval is the prediction -+ t(k - 1) times the root
-mean squared error, which holds the spread between findings, the noise of their gains and the uncertainty of the fit.
-
-There is no prediction under six findings, or where the oracle's mean gain over the findings is not told from 0.
+g is the gain of the synthetic arm over the duplicates, h the oracle's. Either is fitted so that its errors sum to 0,
+and for ``curve`` those times log2 n too; a of ``mean`` is the ratio of mean gains, as in ratio estimation (Cochran,
+Sampling Techniques, chapter 6). Every finding takes part, whether or not it has a share of its own: to leave out those
+whose oracle's gain is not told from 0 would select by the very noise that is to be averaged, and a single ratio may be
+undefined where the ratio of means is not. Each finding is left out in turn and predicted from the others at all its
+levels (Allen's PRESS, 1974); the rule with the smaller mean absolute error is used. Errors are those of the gain, over
+the mean gain of the oracle: a finding that real images help little weighs little. The interval is the prediction
+-+ t(k - 1) times the root mean squared error: the spread between findings, the noise of each one's own gain, and the
+uncertainty of the fit. What all findings share, as the test patients and a run's repeats, is not in it; so only levels
+take part at which the oracle's mean gain over all findings is told from 0 in its crossed interval, which holds that
+noise. There is no prediction without such a level, or under six findings.
 
 Not promised: a share outside the levels that were rehearsed; or that the tail resembles the findings that were thinned.
 A generator that has seen the thinned finding elsewhere makes every share optimistic. The interval is that of a class
@@ -55,9 +56,10 @@ class Forecast:
     """(share,) of ``mean``, (a, b) of ``curve``."""
     n_findings: int
     errors: dict[str, float]
-    """Mean absolute error of a finding left out, in units of the share, by rule; empty under six findings."""
+    """By rule, the mean over findings left out of the error of their gains (root mean square over levels), in mean
+    gains of the oracle; empty where there is no prediction."""
     spread: float
-    """Root mean squared error of the chosen rule."""
+    """Root mean squared error of the chosen rule, in the same unit; NaN where there is no prediction."""
     levels: tuple[int, int]
     """The lowest and the highest number of positives that was rehearsed."""
     reason: str | None = None
@@ -75,19 +77,23 @@ class Forecast:
         return Prediction(share=share, low=share - half, high=share + half, reason=note if outside else None)
 
 
-def forecast(rows: pd.DataFrame, *, confidence: float = 0.95) -> Forecast:
+def forecast(rows: pd.DataFrame) -> Forecast:
     """Fit both rules and choose one.
 
-    ``rows``: one per finding and level: finding, n_real (positive train images), gain and oracle_gain (finite floats).
-    ``confidence``: that of the interval by which the oracle's mean gain must be above 0.
+    ``rows``: one per finding and level: finding, n_real (positive train images), gain and oracle_gain (finite floats),
+    and told: bool, whether the oracle's mean gain over all findings is told from 0 at that level.
     """
-    findings = rows["finding"].to_numpy(dtype=str)
-    numbers = rows[["n_real", "gain", "oracle_gain"]].to_numpy(dtype=np.float64)
-    unclear = _unclear(rows, confidence)
+    findings, n_measured = rows["finding"].to_numpy(dtype=str), rows["finding"].nunique()
+    told = rows["told"].to_numpy(dtype=bool)
+    findings = findings[told]
+    numbers = rows.loc[told, ["n_real", "gain", "oracle_gain"]].to_numpy(dtype=np.float64)
     n_findings = len(np.unique(findings))
-    if unclear is not None:
+    if n_findings < FEWEST_FINDINGS:
+        reason = (f"{n_measured} finding{'s' * (n_measured != 1)} measured; a prediction wants {FEWEST_FINDINGS}"
+                  if n_measured < FEWEST_FINDINGS else
+                  "what real images bring on average to the findings is told from nothing at no level")
         return Forecast(rule=None, coefficients=(), n_findings=n_findings, errors={}, spread=float("nan"),
-                        levels=(0, 0), reason=unclear)
+                        levels=(0, 0), reason=reason)
     rules = RULES if len(np.unique(numbers[:, 0])) > 1 else RULES[:1]
     missed = {rule: _left_out(findings, numbers, rule) for rule in rules}
     errors = {rule: float(np.abs(miss).mean()) for rule, miss in missed.items()}
@@ -97,19 +103,6 @@ def forecast(rows: pd.DataFrame, *, confidence: float = 0.95) -> Forecast:
         spread=float(np.sqrt(np.square(missed[best]).mean())),
         levels=(int(numbers[:, 0].min()), int(numbers[:, 0].max())),
     )
-
-
-def _unclear(rows: pd.DataFrame, confidence: float) -> str | None:
-    """Why these findings allow no prediction; None where they do."""
-    gains = rows.groupby("finding")["oracle_gain"].mean().astype(np.float64)
-    if len(gains) < FEWEST_FINDINGS:
-        return f"{len(gains)} finding{'s' * (len(gains) != 1)} rehearsed; a prediction wants {FEWEST_FINDINGS}"
-    mean = float(gains.mean())
-    half = float(stats.t.ppf((1 + confidence) / 2, len(gains) - 1)) * float(gains.sem())
-    if mean - half > 0:
-        return None
-    return (f"what real images bring on average to {len(gains)} findings is not told from nothing ({mean:+.3f}, "
-            f"{mean - half:+.3f} to {mean + half:+.3f})")
 
 
 def _left_out(findings: NDArray[np.str_], numbers: Array, rule: str) -> Array:

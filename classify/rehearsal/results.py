@@ -30,6 +30,7 @@ from classify.rehearsal.prediction import Forecast, forecast
 from classify.rehearsal.settings import RehearsalConfig
 from classify.rehearsal.shares import (
     ORACLE,
+    REHEARSED_GROUP,
     RIVAL,
     TAIL_GROUP,
     Measured,
@@ -66,7 +67,7 @@ def write_results(
     cells = measure_all(run, config, compare, folders, cohort)
     recovered = recovered_table(cells, config.arms)
     tail = tail_table(cells, cohort, config.arms) if has_truth else None
-    fitted = forecast(shares_for_forecast(recovered, arm=compare.endpoint.arm, metric=compare.endpoint.metric))
+    fitted = forecast(gains_for_forecast(recovered, arm=compare.endpoint.arm, metric=compare.endpoint.metric))
     prediction = prediction_table(fitted, cohort, tail, arm=compare.endpoint.arm, metric=compare.endpoint.metric)
     found = Findings(
         run=run, cohort=cohort, config=config, endpoint=compare.endpoint, folders=folders, recovered=recovered,
@@ -131,11 +132,14 @@ def run_rows(cell: Cell, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shares_for_forecast(recovered: pd.DataFrame, *, arm: str, metric: str) -> pd.DataFrame:
+def gains_for_forecast(recovered: pd.DataFrame, *, arm: str, metric: str) -> pd.DataFrame:
     """What ``prediction.forecast`` reads: every finding and level at which ``arm`` and oracle could be measured."""
-    rows = recovered[(recovered["arm"] == arm) & (recovered["metric"] == metric) & ~recovered["is_group"]]
-    read = rows[["label", "n_real", "gain", "oracle_gain"]].rename(columns={"label": "finding"})
-    return read.dropna().reset_index(drop=True)
+    rows = recovered[recovered["metric"] == metric]
+    oracle = rows[(rows["arm"] == ORACLE) & (rows["label"] == REHEARSED_GROUP)]
+    told = oracle.loc[oracle["gain_low"] > 0, "level"]
+    own = rows[(rows["arm"] == arm) & ~rows["is_group"]].dropna(subset=["n_real", "gain", "oracle_gain"])
+    read = own[["label", "n_real", "gain", "oracle_gain"]].rename(columns={"label": "finding"})
+    return read.assign(told=own["level"].isin(told)).reset_index(drop=True)
 
 
 def prediction_table(

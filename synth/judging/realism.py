@@ -33,7 +33,7 @@ FIT_IMAGES = 10_000
 FOLDS = 5
 """Parts by patient into which train images are held back from a Gaussian."""
 CHUNK = 1 << 20
-"""Numbers of a block of distances or deviations: 8 MB at most, whatever the sets' sizes."""
+"""Numbers of a block of deviations: 8 MB at most, whatever the sets' sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,9 @@ from classify.comparison.metrics import METRICS, ClassMetrics
 from classify.rehearsal.choices import Cell, choose_findings, choose_levels, count_support, list_cells
 from classify.rehearsal.prediction import FEWEST_FINDINGS, forecast
 from classify.rehearsal.prevalence import rehearsed_metrics, reweighted
+from classify.rehearsal.results import gains_for_forecast
 from classify.rehearsal.settings import RehearsalConfig
+from classify.rehearsal.shares import REHEARSED_GROUP
 from cohort.errors import TailfillError
 from cohort.tables import Cohort, load_cohort
 
@@ -143,15 +145,16 @@ def test_every_finding_is_in_one_run_per_level_and_seed(cohort: Cohort) -> None:
 
 def gains(n_findings: int, *, rng: np.random.Generator, spread: float = 0.0, noise: float = 0.0, slope: float = 0.0,
           levels: tuple[int, ...] = (20, 40, 80)) -> pd.DataFrame:
-    """Findings whose share is .5 + slope (log2 n - log2 20) + spread, the same at each level."""
+    """Findings whose share is .5 + slope (log2 n - log2 20) + spread, the same at each level; noise in either gain."""
     rows = []
     for number in range(n_findings):
         own = rng.normal(0, spread) if spread else 0.0
         for level in levels:
             oracle = rng.uniform(0.02, 0.1)
             share = 0.5 + slope * np.log2(level / 20) + own
-            rows.append({"finding": f"f{number}", "n_real": level, "oracle_gain": oracle,
-                         "gain": share * oracle + (rng.normal(0, noise) if noise else 0.0)})
+            missed = rng.normal(0, noise, 2) if noise else np.zeros(2)
+            rows.append({"finding": f"f{number}", "n_real": level, "told": True, "oracle_gain": oracle + missed[0],
+                         "gain": share * oracle + missed[1]})
     return pd.DataFrame(rows)
 
 
@@ -182,37 +185,53 @@ def test_under_six_findings_there_is_no_prediction() -> None:
     assert found.errors == {}
     told = found.predict(20)
     assert told.share is None
-    assert "5 findings rehearsed; a prediction wants 6" in str(told.reason)
-    assert forecast(pd.DataFrame(columns=["finding", "n_real", "gain", "oracle_gain"])).rule is None
+    assert "5 findings measured; a prediction wants 6" in str(told.reason)
+    assert forecast(pd.DataFrame(columns=["finding", "n_real", "gain", "oracle_gain", "told"])).rule is None
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02])
+@pytest.mark.parametrize("noise", [0.0, 0.01])
 @pytest.mark.parametrize("n_findings", [6, 12])
 def test_the_interval_covers_another_finding(n_findings: int, noise: float) -> None:
-    rng, hits, n = np.random.default_rng(3), 0, 150
+    rng, hits, n, widths = np.random.default_rng(3), 0, 150, []
     for _ in range(n):
         told = forecast(gains(n_findings, rng=rng, spread=0.25, noise=noise, levels=(20,))).predict(20)
         assert told.low is not None
         assert told.high is not None
         hits += told.low <= 0.5 + rng.normal(0, 0.25) <= told.high
+        widths.append(told.high - told.low)
     assert hits / n >= 0.88  # 95 % wanted; four standard errors are .07
+    known = 2 * 1.96 * 0.25  # the width, were everything known but the next finding
+    assert known < np.median(widths) < (1.5 if noise == 0 else 2.0) * known
 
 
 def test_findings_whose_own_oracle_gains_nothing_take_part() -> None:
     rows = pd.DataFrame({"finding": list("abcdefg"), "n_real": 20, "gain": [0.02, 0.03, 0.03, 0.02, 0.04, 0.0, 0.004],
-                         "oracle_gain": [0.06, 0.06, 0.04, 0.06, 0.05, -0.004, 0.0]})
+                         "oracle_gain": [0.06, 0.06, 0.04, 0.06, 0.05, -0.004, 0.0], "told": True})
     found = forecast(rows)
     assert found.n_findings == 7
     assert found.coefficients[0] == pytest.approx(rows["gain"].sum() / rows["oracle_gain"].sum())
     assert found.spread < 0.5  # one finding's .04 of .05 against half of the mean gain; no ratio of nearly nothing
 
 
-def test_without_a_gain_of_real_images_there_is_no_prediction() -> None:
-    rows = gains(8, rng=np.random.default_rng(5))
-    rows["oracle_gain"] -= rows["oracle_gain"].mean() - 0.001
+def test_a_level_at_which_real_images_bring_nothing_clear_takes_no_part() -> None:
+    rows = gains(8, rng=np.random.default_rng(5), levels=(20, 40))
+    rows["told"] = rows["n_real"] == 20
     found = forecast(rows)
+    assert found.levels == (20, 20)
+    assert found.predict(100).reason == "100 positives lie outside what was rehearsed (20 to 20)"
+    found = forecast(rows.assign(told=False))
     assert found.rule is None
-    assert "is not told from nothing (+0.001, -" in str(found.reason)
+    assert found.reason == "what real images bring on average to the findings is told from nothing at no level"
+
+
+def test_what_is_predicted_from_is_every_finding_where_the_oracles_mean_gain_is_told_from_nothing() -> None:
+    rows = [{"label": label, "level": level, "arm": arm, "metric": "AP", "is_group": label == REHEARSED_GROUP,
+             "n_real": float(level), "gain": 0.01, "oracle_gain": 0.02, "gain_low": 0.02 - level / 1000,
+             "share": np.nan}
+            for label in ("Mass", "Nodule", REHEARSED_GROUP) for level in (10, 30) for arm in ("synthetic", "oracle")]
+    found = gains_for_forecast(pd.DataFrame(rows), arm="synthetic", metric="AP")
+    assert found.to_dict("list") == {"finding": ["Mass", "Mass", "Nodule", "Nodule"], "n_real": [10.0, 30.0] * 2,
+                                     "gain": [0.01] * 4, "oracle_gain": [0.02] * 4, "told": [True, False] * 2}
 
 
 def test_more_noise_makes_a_wider_interval() -> None:

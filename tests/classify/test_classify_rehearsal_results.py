@@ -122,10 +122,10 @@ def test_three_findings_give_no_prediction_and_the_page_says_so(results: Path) -
     table = pd.read_parquet(results / "prediction.parquet")
     assert list(table["label"]) == ["Hernia", TAIL_GROUP]
     assert table["predicted"].isna().all()
-    assert table["reason"].str.contains("3 findings rehearsed; a prediction wants 6").all()
+    assert table["reason"].str.contains("3 findings measured; a prediction wants 6").all()
     for name in ("rehearsal.html", "rehearsal.md", "summary.txt"):
         text = (results / name).read_text(encoding="utf-8")
-        assert "No prediction for the tail: 3 findings rehearsed; a prediction wants 6" in text
+        assert "No prediction for the tail: 3 findings measured; a prediction wants 6" in text
     page = (results / "rehearsal.html").read_text(encoding="utf-8")
     assert "provenance unknown" in page
     assert "Real, withheld" in page
