@@ -73,6 +73,11 @@ def number(value: Any, digits: int = 3) -> str:
     return DASH if is_null(value) else f"{float(value):.{digits}f}".replace("-", "−")
 
 
+def p_value(value: Any) -> str:
+    """``p = 0.012``, ``p < 0.001`` for what three decimals would call nothing; a dash for null."""
+    return "p < 0.001" if not is_null(value) and float(value) < 0.001 else f"p = {number(value)}"
+
+
 def signed(value: Any, digits: int = 3) -> str:
     """As ``number`` with a plus sign for what is above zero; what rounds to zero has no sign."""
     if is_null(value):

@@ -17,7 +17,7 @@ from classify.pages.arms import (
     recovered_tables,
     row_name,
 )
-from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, number, signed
+from classify.pages.blocks import DASH, Chapter, Notes, Table, count, is_null, number, p_value, signed
 from classify.pages.evidence import GROUPS, Evidence
 
 MEANING = {"AP": "AP, average precision, 0 to 1: how far up the images with the finding are ranked.",
@@ -80,7 +80,7 @@ def headline(evidence: Evidence) -> dict[str, str]:
                            for name in (end["rival"], end["arm"])) + f". {MEANING.get(end['metric'], '')}",
         "support": f"{images:,} positive test images of {patients:,} patients; "
                    f"{count(row.get('n_seeds'))} seeds per arm; "
-                   f"p = {number(row.get('p'))}",
+                   f"{p_value(row.get('p'))}",
         "hash": evidence.endpoint_hash or "",
     }
 

@@ -17,7 +17,7 @@ from classify import report
 from classify.figures.sheets import contact_sheet
 from classify.pages.accounts import scarcity_chapter
 from classify.pages.arms import row_name
-from classify.pages.blocks import signed
+from classify.pages.blocks import DASH, p_value, signed
 from classify.pages.evidence import load_evidence
 from classify.pages.limits import limits
 from classify.pages.results import headline
@@ -254,3 +254,8 @@ def test_contact_sheet_refuses_what_it_cannot_lay_out() -> None:
     for images, captions, columns in wrong:
         with pytest.raises(ValueError, match="contact_sheet"):
             contact_sheet(images, captions, columns)
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.012, "p = 0.012"), (2e-4, "p < 0.001"), (None, f"p = {DASH}")])
+def test_a_p_value_is_never_nothing(value: float | None, said: str) -> None:
+    assert p_value(value) == said
