@@ -79,8 +79,7 @@ def headline(evidence: Evidence) -> dict[str, str]:
         "terms": ". ".join(f"{name.capitalize()}: {ABOUT.get(name, 'an arm of this run')}"
                            for name in (end["rival"], end["arm"])) + f". {MEANING.get(end['metric'], '')}",
         "support": f"{images:,} positive test images of {patients:,} patients; "
-                   f"{count(row.get('n_seeds'))} seeds per arm; "
-                   f"{p_value(row.get('p'))}",
+                   f"{count(row.get('n_seeds'))} seeds per arm; {p_value(row.get('p'))}",
         "hash": evidence.endpoint_hash or "",
     }
 
