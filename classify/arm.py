@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from classify.arms.layout import KINDS, ArmConfig
+from classify.arms.layout import HARMONISED, KINDS, ArmConfig
 from classify.arms.rivals import ARMS, Draw
 from classify.learning.settings import FIRST_EXTRA_SEED
 from classify.slots import load_pools
@@ -101,7 +101,7 @@ def build_arm(
     slots = ARMS[arm].build(Draw(cohort=cohort, config=config, rng=np.random.default_rng([run.seed, seed]),
                                  frames=frames, seed=seed, n_seeds=run.n_seeds))
     slots["slot_id"], slots["repeat"] = np.arange(len(slots)), slots.groupby("image_id").cumcount()
-    slots["added"] = slots["kind"] != "real"  # of the layout: whatever fills a slot later changes its kind, not this
+    slots["added"] = ~slots["kind"].isin(("real", HARMONISED))  # of the layout, whatever fills a slot later
     named = (cohort.split(*ARMS[arm].splits), *frames.values())
     return slots, {"tail_seen": tail_seen(slots, cohort, named)}
 

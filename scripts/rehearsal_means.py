@@ -37,6 +37,7 @@ from experiment_config import read_experiment
 from experiment_processes import run_interruptible, sole_owner
 from rehearsal_runs import Rehearsal, child_config, open_rehearsal
 
+from classify.arms.rivals import ARMS
 from classify.comparison.intervals import bootstrap, patient_draws
 from classify.comparison.measuring import Scored
 from classify.comparison.metrics import METRICS, ClassMetrics
@@ -84,9 +85,12 @@ MEANS: dict[str, Means] = {
     "slots_150": Means(changes={"arm": {"slots_per_class": 150}}),
     "real_finish": Means(changes={"train": {"phase_2_share": 0.3}}, arm="synthetic-then-real",
                          rival="duplicate-then-real"),
-    "reconstructed_oracle": Means(changes={"reconstruct": {}}, arm="oracle-reconstructed"),
+    "harmonised": Means(arm="synthetic-harmonised", rival="duplicate-harmonised"),
+    "reconstructed_oracle": Means(changes={"reconstruct": {"oracle": True}}, arm="oracle-reconstructed"),
+    "reconstructed_oracle_harmonised": Means(changes={"reconstruct": {"oracle": True}},
+                                             arm="oracle-reconstructed-harmonised", rival="duplicate-harmonised"),
 }
-"""Name to means; numbers fit configs/rehearse_nih128.yaml. The last is none: what the autoencoder lets through."""
+"""Name to means; numbers fit configs/rehearse_nih128.yaml. The last two are none: what the autoencoder lets through."""
 MADE_ANEW = {"plan": ("plan", "generate", "filter"), "finetune": ("finetune", "generate", "filter"),
              "generate": ("generate", "filter"), "filter": ("filter",), "reconstruct": ("reconstruct",)}
 """Changed section to the stages that it changes; any other section changes arms only."""
@@ -142,7 +146,13 @@ def config_of(rehearsal: Rehearsal, cell: Cell, name: str) -> dict[str, Any]:
     config, means = child_config(rehearsal, cell), MEANS[name]
     endpoint = {"compare": {"endpoint": {"arm": means.arm, "rival": means.rival}}}
     folder = rehearsal.folder / "means" / name / cell.name
-    return merge(config, means.changes | endpoint) | {"run": str(folder), "arms": list(arms_of(means))}
+    merged = merge(config, means.changes | endpoint) | {"run": str(folder), "arms": list(arms_of(means))}
+    return {key: value for key, value in merged.items() if key != "reconstruct" or needs_reconstruction(means)}
+
+
+def needs_reconstruction(means: Means) -> bool:
+    """Whether an arm of the means holds real images that went through the autoencoder."""
+    return any("reconstruct" in ARMS[arm].needs for arm in arms_of(means))
 
 
 def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> None:
@@ -161,7 +171,8 @@ def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> 
 def shared(means: Means, rehearsal: Rehearsal) -> list[str]:
     """Folders of a run, relative to it, that a means does not touch."""
     anew = {stage for section in means.changes for stage in MADE_ANEW.get(section, ())}
-    names = ["cache", "cohort", "oracle", *(FOLDERS[stage] for stage in LINKED if stage not in anew)]
+    linked = (*LINKED, *(["reconstruct"] if needs_reconstruction(means) else []))
+    names = ["cache", "cohort", "oracle", *(FOLDERS[stage] for stage in linked if stage not in anew)]
     if "train" not in means.changes:
         names += [f"train/real/seed_{seed}" for seed in rehearsal.config["filter"]["critic_seeds"]]
     if not means.changes.keys() - MADE_ANEW.keys():  # important: nothing may train into the rehearsal's own folders
@@ -195,7 +206,7 @@ def run_means(rehearsal: Rehearsal, cell: Cell, name: str) -> Path:
     write_atomically(file, yaml.safe_dump(config, sort_keys=False).encode())
     experiment = read_experiment([str(file), "--processes", str(rehearsal.processes)], doc=__doc__)
     run_all(experiment, [step for step in list_steps(experiment.config) if is_wanted(step)])
-    if "reconstruct" not in experiment.config:  # which is made of the oracle's images too
+    if not experiment.config.get("reconstruct", {"oracle": False})["oracle"]:  # which would hold withheld images
         prove_apart([folder], thinned=load_cohort(source / "cohort"), withheld=load_cohort(source / "oracle"),
                     thinned_hash=require(source / "cohort", "cohort")["output_hash"])
     return folder

@@ -20,6 +20,7 @@ from typing import Any
 from experiment import Step, list_steps
 from experiment_config import Experiment
 
+from classify.arms.rivals import ARMS
 from classify.compare import CompareConfig, Endpoint
 from classify.rehearsal.choices import Cell
 from classify.rehearsal.prevalence import REHEARSED
@@ -143,6 +144,8 @@ def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
               "arms": list(section.arms), **ONE_EACH}
     child["plan"], child["compare"] = plan_of(rehearsal, cell), {**config["compare"], "pairs": None}
     child["filter"] = {**config["filter"], "reconstructed": False}
+    if any("reconstruct" in ARMS[arm].needs for arm in section.arms):
+        child["reconstruct"] = {**config.get("reconstruct", {}), "oracle": False}  # withheld images stay the oracle's
     child["finetune"] = {**config["finetune"], "steps": finetune_steps(rehearsal)}
     if "autoencoder" in child:
         del child["autoencoder"]

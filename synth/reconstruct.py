@@ -3,7 +3,8 @@
 A latent diffusion model can make no image that its decoder cannot draw. So the training images (and those of the
 oracle, where there is one) are encoded and decoded again, nothing being generated in between, and the arms
 ``duplicate-reconstructed`` and ``oracle-reconstructed`` train on them in the slots that ``synthetic`` fills: the second
-is the ceiling for any generator around this autoencoder. Interrupted, the same command goes on.
+is the ceiling for any generator around this autoencoder. Arms ``-harmonised`` hold half of their real images so, that
+the decoder's look, which all synthetic images have, tells nothing. Interrupted, the same command goes on.
 
 What it does not promise: autoencoders other than diffusers' ``AutoencoderKL`` (the latent's mean is what is decoded),
 nor images of the validation and test splits, which are never touched.
@@ -52,6 +53,8 @@ class ReconstructConfig:
     """Pixels per side, a multiple of 8; default: the size that the autoencoder was built for."""
     batch_size: int = 32
     """Images per pass, 1 or more."""
+    oracle: bool = True
+    """Whether the images of the run's oracle are reconstructed too; only arms ``oracle-reconstructed`` need them."""
 
     def __post_init__(self) -> None:
         """Raise ``TailfillError`` for the first value out of range."""
@@ -69,10 +72,15 @@ def load_autoencoder(folder: Path) -> AutoencoderKL:
     return vae.eval()
 
 
-def read_pools(run: Run, cohort: Cohort) -> list[Pool]:
-    """The images to reconstruct: the cohort's training images, and the oracle's where the run has them."""
-    oracle = run.folder / "oracle"
-    further = load_pools({"oracle": oracle}, cohort) if oracle.is_dir() else {}
+def oracle_folders(run: Run, config: ReconstructConfig) -> dict[str, Path]:
+    """The folder of the run's oracle by its name, where there is one to reconstruct."""
+    folder = run.folder / "oracle"
+    return {"oracle": folder} if config.oracle and folder.is_dir() else {}
+
+
+def read_pools(run: Run, config: ReconstructConfig, cohort: Cohort) -> list[Pool]:
+    """The images to reconstruct: the cohort's training images, and the oracle's where they are wanted."""
+    further = load_pools(oracle_folders(run, config), cohort)
     return [Pool(frame=cohort.split("train"), roots=cohort.roots), *further.values()]
 
 
@@ -104,9 +112,8 @@ def write_images(vae: AutoencoderKL, pool: Pool, folder: Path, *, size: int, con
 
 def make_stage(run: Run, config: ReconstructConfig, pipeline: Path) -> Stage:
     """The stage; what identifies the autoencoder are its weights, not where they lie."""
-    owner, oracle = owning_stage(pipeline), run.folder / "oracle"
-    inputs = {"cohort": run.cohort_folder} | ({"generator": owner} if owner else {})
-    inputs |= {"oracle": oracle} if oracle.is_dir() else {}
+    owner = owning_stage(pipeline)
+    inputs = {"cohort": run.cohort_folder, **({"generator": owner} if owner else {}), **oracle_folders(run, config)}
     settings: dict[str, Any] = {"weights": weights_hash(pipeline / "vae"), "image_size": config.image_size}
     return Stage("reconstruct", run.folder / "reconstructed", config=settings, inputs=inputs)
 
@@ -116,7 +123,7 @@ def run_stage(run: Run, config: ReconstructConfig, cohort: Cohort, stage: Stage,
     """Reconstruct what is left to do, write the table and the stamp."""
     vae = load_autoencoder(pipeline).to(device)
     size = config.image_size or int(vae.config.sample_size)
-    pools = read_pools(run, cohort)
+    pools = read_pools(run, config, cohort)
     stage.begin()
     for pool in pools:
         write_images(vae, pool, stage.folder, size=size, config=config, cache=run.folder / "cache")
@@ -143,7 +150,7 @@ def main() -> None:
     pipeline = resolve_pipeline(config.pipeline or str(run.folder / "generator" / "pipeline"), config.revision)
     stage = make_stage(run, config, pipeline)
     if options.dry_run:
-        sys.stdout.write(stage.describe(images=sum(len(pool.frame) for pool in read_pools(run, cohort))) + "\n")
+        sys.stdout.write(stage.describe(images=sum(len(pool.frame) for pool in read_pools(run, config, cohort))) + "\n")
     elif stage.is_complete():
         log.info("reconstruct: complete, nothing to do")
     else:

@@ -22,7 +22,9 @@ from cohort.tables import Cohort
 from prompts.rows import remove_scarce
 
 NEGATIVE = "negative"
-KINDS = ("real", "duplicate", NEGATIVE, "synthetic", "synthetic_negative", "new_real", "reconstructed")
+HARMONISED = "harmonised"
+"""Kind of a real image's own slot that holds the image as the generator's autoencoder gives it back."""
+KINDS = ("real", HARMONISED, "duplicate", NEGATIVE, "synthetic", "synthetic_negative", "new_real", "reconstructed")
 
 
 @dataclass(frozen=True, kw_only=True)

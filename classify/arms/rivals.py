@@ -11,10 +11,11 @@ images, and every arm below has its very slots, a share of them filled with some
 images; `unfiltered` with as many of the first round whatever the filter said; `permuted` with those of `synthetic`,
 their labels shuffled (is it content or regularisation?); `oracle` with new real images of the same site, the most that
 any generator could be worth; `external` with real ones of the site that the generator learnt from.
-`X-reconstructed` has the images of these slots encoded and decoded by the generator's autoencoder. `X-then-real` ends
-on the real images alone. `X-2x` has twice as many slots per class (``amounts``). `fold` is no rival: it may hold
-validation images, so critics alone learn from it. Not promised: that the pool of new images
-reaches; what is missing is counted as unfilled.
+`X-reconstructed` has the images of these slots encoded and decoded by the generator's autoencoder. `X-harmonised` has
+half of the real images so, too: whatever a generator draws bears its decoder's look, and here that look says nothing.
+`X-then-real` ends on the real images alone. `X-2x` has twice as many slots per class (``amounts``). `fold` is no rival:
+it may hold validation images, so critics alone learn from it. Not promised: that the pool of new images reaches; what
+is missing is counted as unfilled.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ import pandas as pd
 
 from classify.arms.amounts import WithAmounts
 from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots, surer_half
-from classify.arms.layout import NEGATIVE, ArmConfig, balanced_slots, real_slots, tail_slots
+from classify.arms.layout import HARMONISED, NEGATIVE, ArmConfig, balanced_slots, real_slots, tail_slots
 from classify.slots import label_matrix, prevalence
 from cohort.preparing.splits import deal_folds
 from cohort.tables import RECONSTRUCTED, Cohort
@@ -153,6 +154,20 @@ def reconstructed(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataF
     return slots
 
 
+def harmonised(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame:
+    """The slots of another arm, half of its real images, drawn by chance, out of the generator's decoder.
+
+    Only the slots that each real image has once: the same ones in all arms of a seed, and none that was added.
+    """
+    chance = draw.rng.spawn(1)[0]  # important: beside the arm's own draws, which decide its layout
+    slots = first(draw)
+    base = slots.index[slots["kind"] == "real"]
+    rows = base[chance.permutation(len(base)) < len(base) // 2]
+    slots.loc[rows, "image_id"] = RECONSTRUCTED + slots.loc[rows, "image_id"]
+    slots.loc[rows, "kind"] = HARMONISED
+    return slots
+
+
 def then_real(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame:
     """The slots of another arm, and for the second phase the real images alone."""
     return pd.concat([first(draw), real(draw).assign(phase=2)], ignore_index=True)
@@ -221,6 +236,15 @@ ARMS: Mapping[str, Arm] = WithAmounts({
                                    needs=("filter", "reconstruct")),
     "oracle-reconstructed": Arm(build=lambda draw: reconstructed(draw, lambda same: new_real(same, "oracle")),
                                 settings=SHARE, needs=("filter", "oracle", "reconstruct")),
+    "duplicate-harmonised": Arm(build=lambda draw: harmonised(draw, duplicate), settings=LAYOUT,
+                                needs=("reconstruct",)),
+    "synthetic-harmonised": Arm(build=lambda draw: harmonised(draw, synthetic), settings=FILLED,
+                                needs=("filter", "reconstruct")),
+    "permuted-harmonised": Arm(build=lambda draw: harmonised(draw, permuted), settings=FILLED,
+                               needs=("filter", "reconstruct")),
+    "oracle-reconstructed-harmonised": Arm(
+        build=lambda draw: harmonised(draw, ARMS["oracle-reconstructed"].build), settings=SHARE,
+        needs=("filter", "oracle", "reconstruct")),
     "synthetic-then-real": Arm(build=lambda draw: then_real(draw, synthetic), settings=FILLED, needs=("filter",),
                                has_phase_2=True),
     "duplicate-then-real": Arm(build=lambda draw: then_real(draw, duplicate), settings=LAYOUT, has_phase_2=True),

@@ -22,6 +22,10 @@ RIVALS = {
     "oracle-full": "duplicate",
     "duplicate-reconstructed": "duplicate",
     "oracle-reconstructed": "duplicate",
+    "duplicate-harmonised": "duplicate",
+    "synthetic-harmonised": "duplicate-harmonised",
+    "permuted-harmonised": "duplicate-harmonised",
+    "oracle-reconstructed-harmonised": "duplicate-harmonised",
     "synthetic-then-real": "duplicate-then-real",
     "diverse-to-specific": "duplicate",
 }
@@ -44,6 +48,10 @@ ABOUT = {
     "oracle-full": "as oracle, and every new real image once beside the others: what having them all would bring",
     "duplicate-reconstructed": "as duplicate, through the generator's autoencoder: what its texture alone costs",
     "oracle-reconstructed": "as oracle, through that autoencoder: the ceiling of any generator around it",
+    "duplicate-harmonised": "as duplicate, half of the real images through that autoencoder: does its look cost?",
+    "synthetic-harmonised": "as synthetic, half of the real images through that autoencoder: content without the look",
+    "permuted-harmonised": "as synthetic-harmonised, with the labels shuffled among its images",
+    "oracle-reconstructed-harmonised": "as oracle-reconstructed, half of the real images likewise: the ceiling then",
     "synthetic-then-real": "as synthetic, finished on the real images alone",
     "diverse-to-specific": "as unfiltered, finished on the kept images that the critic is surest of: a curriculum",
 }

@@ -26,7 +26,9 @@ from cohort.config import Run
 from cohort.stage import require
 from cohort.tables import Cohort
 
-UNBEATEN = {"real": "no added slots at all", "permuted": "the same images under each other's labels"}
+UNBEATEN = {"real": "no added slots at all", "permuted": "the same images under each other's labels",
+            "duplicate-harmonised": "repeats among real images harmonised alike",
+            "permuted-harmonised": "the same images under each other's labels"}
 """The arms of ``shares.ASIDE`` in words."""
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from cohort.config import require_values
 from cohort.errors import TailfillError
 
-ARMS = ("real", "oversample", "duplicate", "synthetic", "unfiltered", "permuted", "oracle", "oracle-full")
+ARMS = ("real", "oversample", "duplicate", "synthetic", "unfiltered", "permuted", "oracle", "oracle-full",
+        "duplicate-harmonised", "synthetic-harmonised", "permuted-harmonised")
 """Arms that a rehearsal can have; the others need sections or second phases of their own."""
 NEEDED = ("duplicate", "synthetic", "oracle")
 """Arms without which there is no recovered share."""

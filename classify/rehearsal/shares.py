@@ -32,9 +32,11 @@ REHEARSED_GROUP, TAIL_GROUP = "all findings", "actual tail"
 RIVAL, ORACLE = "duplicate", "oracle"
 NO_SHARE = (ORACLE, "real", "oversample")
 """Arms without a share: the oracle, whose own is 1, and those that do not fill the duplicates' slots."""
-ASIDE = ("real", "permuted")
+ASIDE = ("real", "permuted", "duplicate-harmonised", "permuted-harmonised")
 """What an arm must beat beside the duplicates before its gain is that of its images: the same training without added
-slots, which repeats can harm, and the same images under each other's labels."""
+slots, which repeats can harm, the same images under each other's labels, and where real images are harmonised, repeats
+among such."""
+HARMONISED = "-harmonised"
 KINDS = {"level": "Int64", **dict.fromkeys(("gain", "gain_low", "gain_high", "p", "oracle_gain"), "float64")}
 """Column types that a table of nothing but undefined numbers would lose."""
 
@@ -175,13 +177,20 @@ def recovered_table(cells: Mapping[Cell, Measured], arms: Sequence[str]) -> pd.D
     return pd.DataFrame(rows).astype(KINDS)
 
 
+def rivals_aside(arm: str, arms: Sequence[str]) -> list[str]:
+    """Those of ``ASIDE`` among ``arms`` that have harmonised real images where ``arm`` has them; `real` always."""
+    harmonised = arm.endswith(HARMONISED)
+    return [rival for rival in ASIDE if rival in arms and rival != arm
+            and (rival == "real" or rival.endswith(HARMONISED) == harmonised)]
+
+
 def contrast_table(cells: Mapping[Cell, Measured], arms: Sequence[str], *, arm: str) -> pd.DataFrame:
     """``arm`` against those of ``ASIDE`` that were run: level, label, arm, rival, metric, delta, low, high."""
     rows = []
     for level in sorted({cell.level for cell in cells}):
         source = replace(gather(cells, level), arms=list(arms))
         for label, members in source.members.items():
-            for rival in (rival for rival in ASIDE if rival in arms and rival != arm):
+            for rival in rivals_aside(arm, arms):
                 for m, metric in enumerate(source.metrics):
                     one = source.interval(arm, rival, members, m)
                     rows.append({"level": level, "label": label, "arm": arm, "rival": rival, "metric": metric,

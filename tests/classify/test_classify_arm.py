@@ -15,7 +15,7 @@ from classify.arms.rivals import ARMS, Draw, oversample
 from cohort.config import Run
 from cohort.errors import TailfillError, run_command
 from cohort.stage import require
-from cohort.tables import arm_schema, check_table, read_table
+from cohort.tables import RECONSTRUCTED, arm_schema, check_table, read_table
 
 CONFIG = ArmConfig(slots_per_class=10)
 RIVALS = [name for name, arm in ARMS.items() if arm.splits == ("train",)]
@@ -45,7 +45,7 @@ def test_every_arm_is_a_valid_table_holding_each_real_image_first(run, cohort, a
     slots, _ = build(run, cohort, arm)
     check_table(slots[list(arm_schema().columns)], arm_schema(), where=arm)
     train = cohort.split("train")
-    assert list(slots["image_id"][: len(train)]) == list(train["image_id"])
+    assert list(slots["image_id"][: len(train)].str.removeprefix(RECONSTRUCTED)) == list(train["image_id"])
     assert list(slots["slot_id"]) == list(range(len(slots)))
     counts = count_slots(slots)
     assert counts.pop("slots") == sum(counts.values()) - counts["unfilled"]

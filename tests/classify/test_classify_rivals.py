@@ -10,7 +10,7 @@ from tiny_classify import GROUPS, LABELS, write_cohort, write_further, write_rec
 
 from classify.arm import ArmConfig, build_arm, count_slots, pool_folders
 from classify.arms.filling import assign, charge_to_rarest, cost_of_new
-from classify.arms.layout import NEGATIVE, tail_slots
+from classify.arms.layout import HARMONISED, NEGATIVE, tail_slots
 from classify.arms.rivals import ARMS, Draw
 from classify.slots import label_matrix, load_pools, load_slots
 from cohort.config import Run
@@ -56,7 +56,8 @@ def test_all_share_the_slots_of_duplicate_and_keep_its_images_where_nothing_was_
     same = first["kind"].isin(["real", "duplicate", NEGATIVE])
     assert (first["image_id"] == repeats["image_id"])[same].all()
     assert (first["loss_weight"][same] == 1).all()
-    assert first["image_id"][~same].is_unique or arm == "duplicate-reconstructed"  # which repeats as duplicate does
+    put = ~same & first["added"]
+    assert first["image_id"][put].is_unique or arm == "duplicate-reconstructed"  # which repeats as duplicate does
     counts = count_slots(slots)
     assert counts["slots"] == sum(counts.values()) - counts["slots"] - counts["unfilled"]
 
@@ -107,6 +108,24 @@ def test_reconstructed_stand_for_the_images_of_the_slots_that_synthetic_fills(ru
         pd.testing.assert_frame_equal(
             labels.loc[slots["image_id"][at]].reset_index(drop=True),
             of_source.set_index("image_id")[LABELS].loc[plain["image_id"][at]].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("first", ["duplicate", "synthetic", "permuted", "oracle-reconstructed"])
+def test_harmonised_arms_hold_the_same_half_of_the_real_images_reconstructed_and_are_the_plain_arm_else(
+    run, cohort, first
+):
+    halves = []
+    for seed in range(3):
+        plain, slots = build(run, cohort, first, seed=seed), build(run, cohort, f"{first}-harmonised", seed=seed)
+        at = slots["kind"].eq(HARMONISED)
+        assert at.sum() == len(cohort.split("train")) // 2
+        assert (plain["kind"][at] == "real").all()
+        assert list(slots["image_id"][at]) == [RECONSTRUCTED + image for image in plain["image_id"][at]]
+        columns = [column for column in plain.columns if column != "repeat"]
+        pd.testing.assert_frame_equal(slots[columns][~at], plain[columns][~at])
+        halves.append(frozenset(slots["image_id"][at]))
+        assert halves[-1] == frozenset(build(run, cohort, "duplicate-harmonised", seed=seed)["image_id"][at])
+    assert len(set(halves)) == 3  # each seed its own
 
 
 def test_what_a_pool_cannot_fill_stays_a_repeat_and_is_counted(cohort, tmp_path):

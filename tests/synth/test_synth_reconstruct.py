@@ -82,6 +82,15 @@ def test_what_is_done_is_kept_and_a_second_call_ends_the_same(words, tmp_path, i
     assert invoke("synth.reconstruct", *words).code == 0
 
 
+def test_without_the_oracle_no_image_of_it_is_read_though_the_run_has_one(words, tmp_path, invoke) -> None:
+    assert invoke("synth.reconstruct", *words, "--reconstruct.oracle=false").code == 0
+    folder = tmp_path / "run" / "reconstructed"
+    table = read_table(folder / "reconstructed.parquet", cohort_schema(LABELS))
+    assert list(table["patient_id"].str.split("-").str[0].unique()) == ["cohort"]
+    stamp = json.loads((folder / STAMP).read_text())
+    assert (stamp["counts"]["oracle"], "oracle" in stamp["inputs"]) == (0, False)
+
+
 def test_another_kind_of_autoencoder_is_one_line(words, tmp_path, invoke) -> None:
     config = tmp_path / "pipeline" / "vae" / "config.json"
     config.write_text(config.read_text().replace("AutoencoderKL", "AutoencoderDC").replace(
