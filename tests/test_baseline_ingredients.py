@@ -42,6 +42,11 @@ def test_every_recipe_is_one_that_train_accepts(name: str, lite0: Path) -> None:
     TrainConfig(**{key: words.get(str(value), value) for key, value in settings.items()})
 
 
+def test_ensembles_are_of_recipes_and_no_recipe_bears_an_ensemble_s_name() -> None:
+    assert {member for members in ingredients.ENSEMBLES.values() for member in members} <= ingredients.RECIPES.keys()
+    assert not ingredients.ENSEMBLES.keys() & ingredients.RECIPES.keys()
+
+
 def cohort_of(n: int) -> Cohort:
     rng = np.random.default_rng(3)
     frame = pd.DataFrame({"patient_id": [f"p{i // 2}" for i in range(n)], "split": ["train", "val"] * (n // 2),
