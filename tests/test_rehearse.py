@@ -59,6 +59,24 @@ def test_a_run_is_an_experiment_on_its_thinned_cohort(repository: Path, tmp_path
     assert "prepare" not in kinds
 
 
+def test_harmonised_arms_have_reconstructions_of_what_stayed_alone(
+    repository: Path, tmp_path: Path, cohort: Path
+) -> None:
+    plain = opened(repository, "rehearse_phantom.yaml", tmp_path, cohort)
+    cell = list_cells(load_cohort(cohort), plain.section)[0]
+    assert "reconstruct" not in child_config(plain, cell)
+    arms = '["duplicate", "synthetic", "oracle", "duplicate-harmonised", "synthetic-harmonised"]'
+    rehearsal = opened(repository, "rehearse_phantom.yaml", tmp_path, cohort, "--rehearsal.arms", arms)
+    child, folder = child_config(rehearsal, cell), tmp_path / "rehearsal" / cell.name
+    assert child["reconstruct"]["oracle"] is False
+    file = tmp_path / "harmonised.yaml"
+    file.write_text(yaml.safe_dump(child, sort_keys=False))
+    write_thinned(cohort, Thinning(findings=cell.findings, level=10, seed=0), thinned=folder / "cohort",
+                  withheld=folder / "oracle")
+    kinds = [step.kind for step in steps_of(read_experiment([str(file)], doc=None).config, rehearsal)]
+    assert kinds.index("finetune") < kinds.index("reconstruct") < kinds.index("arm")
+
+
 def test_what_is_lacking_is_learnt_once_without_the_findings(repository: Path, tmp_path: Path, cohort: Path) -> None:
     rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, *FROM_NOTHING,
                        "--prepare.root", str(tmp_path))
