@@ -52,7 +52,7 @@ from classify.comparison.measuring import (
 )
 from classify.comparison.metrics import HIGHER_IS_BETTER, metrics_schema
 from classify.comparison.pairing import Comparison, compare_arms
-from classify.comparison.pairs import default_pairs, rivals_of, slot_rivals
+from classify.comparison.pairs import default_pairs, oracle_rival, rivals_of, slot_rivals
 from classify.comparison.recovered import recovered_rows, recovered_sentence
 from classify.comparison.signatures import signature_rows, signature_sentence
 from classify.comparison.subgroups import subgroup_rows, subgroup_sentence
@@ -184,8 +184,8 @@ def decide_verdict(compared: Comparison, cohort: Cohort, config: CompareConfig, 
                 for group in ("head", "medium") if group != end.group},
         positive_patients={label: compared.support[label][1] for label in members},
         n_patients=compared.support[end.group][1], n_seeds=n_seeds, preregistered=preregistered,
-        oracle=compared.interval(arm="oracle", rival=end.rival, metric=end.metric, label=end.group)
-        if "oracle" in compared.source.arms and end.rival != "oracle" else None,
+        oracle=compared.interval(arm="oracle", rival=oracle_rival(end.rival), metric=end.metric, label=end.group)
+        if {"oracle", oracle_rival(end.rival)} <= {*compared.source.arms} and end.rival != "oracle" else None,
     )
     kept = [label for label in members if label not in thin_classes(case)]
     supported = compared.over(kept, **key) if kept and len(kept) < len(members) else None

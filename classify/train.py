@@ -49,7 +49,7 @@ from cohort.errors import TailfillError, run_command
 from cohort.pipeline import read_stamp
 from cohort.provenance import FILE, check_no_overlap, is_known, write_patients
 from cohort.stage import Stage, verify
-from cohort.tables import Cohort, arm_schema, load_cohort, read_table, write_table
+from cohort.tables import RECONSTRUCTED, Cohort, arm_schema, load_cohort, read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -148,24 +148,30 @@ class Job:
         return Stage("train", self.folder, config=config, inputs=inputs)
 
 
-def make_card(job: Job, cohort: Cohort, slots: Slots) -> Card:
+def make_card(job: Job, cohort: Cohort, slots: Slots, arm: pd.DataFrame) -> Card:
     """The card of the model to train; that of the start where there is one, after checking that it fits."""
     config = job.config
     if job.start is not None:
         return job.start.card(cohort.labels, model=config.model, image_size=config.image_size, head=config.head)
-    train = slots.images[0]
-    mean, std = grey_statistics(train, np.unique(slots.index[slots.index < len(train)]))  # all of train, but for `fold`
+    mean, std = grey_statistics(slots.images[0], np.flatnonzero(is_held(cohort.split("train"), arm)))
     return Card(model=config.model, labels=tuple(cohort.labels), image_size=config.image_size, mean=mean, std=std,
                 head=config.head)
 
 
-def shares_of(arm: pd.DataFrame, cohort: Cohort, splits: Sequence[str]) -> torch.Tensor:
-    """Prevalence of each label among the real images of the ``splits`` that an arm holds, float32 (n_labels,).
+def is_held(real: pd.DataFrame, arm: pd.DataFrame) -> np.ndarray:
+    """Which of the images ``real`` an arm holds, as they are or reconstructed, bool (n,).
 
-    Every arm but `fold` holds all of train, so that class weights are the same in all that are compared.
+    Every arm but `fold` holds all of train, so that class weights, first bias and grey statistics are the same in all
+    that are compared.
     """
+    held: np.ndarray = real["image_id"].isin(arm["image_id"].str.removeprefix(RECONSTRUCTED)).to_numpy()
+    return held
+
+
+def shares_of(arm: pd.DataFrame, cohort: Cohort, splits: Sequence[str]) -> torch.Tensor:
+    """Prevalence of each label among the real images of the ``splits`` that an arm holds, float32 (n_labels,)."""
     real = cohort.split(*splits)
-    return torch.from_numpy(prevalence(label_matrix(real[real["image_id"].isin(arm["image_id"])], cohort.labels)))
+    return torch.from_numpy(prevalence(label_matrix(real[is_held(real, arm)], cohort.labels)))
 
 
 def prepare_patients(
@@ -173,12 +179,14 @@ def prepare_patients(
 ) -> None:
     """Write whose images this run learns from; raises ``TailfillError`` when a test patient is among them.
 
-    A synthetic image counts for the patients that its generator learnt from, a real one for its own.
+    A synthetic image counts for the patients that its generator learnt from, a real one for its own, and if it is
+    reconstructed for those of the autoencoder too.
     """
     real = pd.concat([cohort.frame, *(pool.frame for name, pool in pools.items() if name != "filter")])
     used = real[real["image_id"].isin(arm["image_id"])]
     inherited = [job.start.folder] if job.start is not None and job.start.names_patients else []
     inherited += [job.pools["filter"]] if arm["sample_id"].notna().any() else []
+    inherited += [folder for name, folder in job.pools.items() if name == "reconstruct" and (folder / FILE).is_file()]
     write_patients(folder, used["patient_id"], salt=cohort.salt, inherited=inherited)
     check_no_overlap(folder, cohort)
 
@@ -237,7 +245,7 @@ def train(job: Job) -> None:
         slots = load_slots(arm, cohort, pools, size=job.config.image_size, cache=job.run.folder / "cache",
                            threads=job.run.threads, splits=ARMS[job.arm].splits)
     accelerator.init_trackers("tensorboard" if job.run.tracker == "tensorboard" else "tailfill")  # a folder; a project
-    card = make_card(job, cohort, slots)
+    card = make_card(job, cohort, slots, arm)
     shares = shares_of(arm, cohort, ARMS[job.arm].splits)
     loss = LOSSES[job.config.loss](shares)
     bias = best_constant(loss, shares)

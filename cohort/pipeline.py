@@ -70,7 +70,7 @@ STAGES: tuple[StageEntry, ...] = (
     ),
     StageEntry(
         name="reconstruct", command="accelerate launch synth/reconstruct.py --config C", folder="reconstructed",
-        row="(a real image through the generator's autoencoder; only for arms -reconstructed)",
+        row="(a real image through the generator's autoencoder; only for arms -reconstructed and -harmonised)",
     ),
     StageEntry(
         name="arm", command="python -m classify.arm --config C --arm ARM --arm-seed SEED", folder="arms/ARM/seed_SEED",

@@ -19,6 +19,7 @@ from experiment_costs import PER_IMAGE, RATED
 from classify.arm import check_arm, check_phases
 from classify.arms.rivals import ARMS
 from classify.compare import CompareConfig, registration
+from classify.comparison.pairs import HARMONISED_ARM
 from classify.ensembling.members import member_config
 from classify.learning.settings import TrainConfig
 from classify.learning.training import share_batch
@@ -154,6 +155,8 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
     for section, given in (("finetune", pipeline), ("generate", built["generate"].pipeline)):
         if given is not None and not Path(given).is_dir() and (Path(given).is_absolute() or given.count("/") != 1):
             raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")
+    if "reconstruct" in content:
+        check_reconstruction(run, built["reconstruct"], built["generate"])
     kinds = [stage.name for stage in STAGES] + [kind + PER_IMAGE for kind in RATED]
     for name in built["expected_seconds"]:
         if name not in kinds:
@@ -168,6 +171,22 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
         share_batch(train.batch_size, train.gradient_accumulation * built.processes, key="train.batch_size")
     if "autoencoder" in content:
         share_batch(built["autoencoder"].batch_size, built.processes, key="autoencoder.batch_size")
+
+
+def check_reconstruction(run: Run, reconstruct: Any, generate: Any) -> None:
+    """Raise ``TailfillError`` for arms whose reconstructed images would be missing, or look otherwise than those made.
+    """
+    arms = [(arm, ARMS[arm].needs) for arm in run.arms if "reconstruct" in ARMS[arm].needs]
+    for arm in [arm for arm, needs in arms if "oracle" in needs]:
+        if not reconstruct.oracle:
+            raise TailfillError(f"reconstruct.oracle is false, and the arm '{arm}' needs the oracle's images; wanted: "
+                                "true, or no such arm")
+    for key, theirs in (("pipeline", "pipeline"), ("revision", "revision"), ("image_size", "height")):
+        given, made = getattr(reconstruct, key), getattr(generate, theirs)
+        for arm in [arm for arm, _ in arms if arm.endswith(HARMONISED_ARM)]:
+            if given != made:
+                raise TailfillError(f"reconstruct.{key} is {given} and generate.{theirs} {made}; wanted: the same, as "
+                                    f"real images are to look as those made do in the arm '{arm}'")
 
 
 def fix_endpoint(experiment: Experiment) -> None:

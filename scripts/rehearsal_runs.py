@@ -25,14 +25,15 @@ from classify.compare import CompareConfig, Endpoint
 from classify.rehearsal.choices import Cell
 from classify.rehearsal.prevalence import REHEARSED
 from classify.rehearsal.settings import RehearsalConfig
-from classify.rehearsal.shares import NO_SHARE, RIVAL
+from classify.rehearsal.shares import NO_SHARE, RIVAL, rival_of
 from cohort.config import Run, require_values
 from cohort.errors import TailfillError
 from cohort.tables import load_cohort
 from prompts.scarcity import find_scarce
 
 LEFT_OUT = ("prepare", "oracle", "external", "reconstruct", "rehearsal", "ensemble")
-"""Sections that a run does not have: its cohorts stand in its folder already."""
+"""Sections that a run does not take over: its cohorts stand in its folder already, and what is reconstructed follows
+from its arms."""
 ONE_EACH: dict[str, Any] = {"n_seeds": 1, "tracker": "none", "members": {}, "amounts": []}
 """Of each arm there is one model, at one amount."""
 HEAD_TRAINING = {"head_only": True, "init_seed": None, "steps": 400, "base_steps": 400, "lr": 1e-2, "base_lr": 1e-2}
@@ -125,7 +126,7 @@ def open_rehearsal(experiment: Experiment) -> Rehearsal:
     require_values(  # important: before hours of runs that could not be told
         "compare", **{
             "endpoint.arm": (end.arm, end.arm in candidates, f"{', '.join(candidates)} (of rehearsal.arms)"),
-            "endpoint.rival": (end.rival, end.rival == RIVAL, f"{RIVAL}, as in every rehearsal"),
+            "endpoint.rival": (end.rival, end.rival == rival_of(end.arm), f"{rival_of(end.arm)}, for this arm"),
             "endpoint.metric": (end.metric, end.metric in REHEARSED, "AP or AUROC in a rehearsal"),
             "unit": (unit, unit == "image", "image in a rehearsal")})
     return rehearsal
@@ -145,7 +146,8 @@ def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
     child["plan"], child["compare"] = plan_of(rehearsal, cell), {**config["compare"], "pairs": None}
     child["filter"] = {**config["filter"], "reconstructed": False}
     if any("reconstruct" in ARMS[arm].needs for arm in section.arms):
-        child["reconstruct"] = {**config.get("reconstruct", {}), "oracle": False}  # withheld images stay the oracle's
+        source = {key: config["generate"][key] for key in ("pipeline", "revision")}  # that of the images made
+        child["reconstruct"] = {**config.get("reconstruct", {}), **source, "oracle": False}
     child["finetune"] = {**config["finetune"], "steps": finetune_steps(rehearsal)}
     if "autoencoder" in child:
         del child["autoencoder"]

@@ -29,6 +29,7 @@ from classify.slots import Pool, load_pools
 from cohort.config import Run, hub_or_path, parse, require_values
 from cohort.errors import TailfillError, run_command
 from cohort.pixels import load_images
+from cohort.provenance import FILE, write_patients
 from cohort.stage import Stage, hash_bytes, require, write_atomically
 from cohort.tables import RECONSTRUCTED, Cohort, cohort_schema, load_cohort, write_table
 from synth.drawing.parts import encode_png
@@ -130,7 +131,11 @@ def run_stage(run: Run, config: ReconstructConfig, cohort: Cohort, stage: Stage,
     frame = describe(pools)
     write_table(frame, stage.folder / "reconstructed.parquet", cohort_schema(cohort.labels))
     n_train = len(pools[0].frame)
-    stage.finish(outputs=["reconstructed.parquet", "images"],
+    owner = owning_stage(pipeline)
+    known = [owner] if owner is not None and (owner / FILE).is_file() else []
+    if known:  # whom the autoencoder has learnt from; a foreign one does not say
+        write_patients(stage.folder, [], salt=cohort.salt, inherited=known)
+    stage.finish(outputs=["reconstructed.parquet", "images", *([FILE] if known else [])],
                  counts={"images": len(frame), "train": n_train, "oracle": len(frame) - n_train},
                  extra={"roots": {"reconstructed": str(stage.folder.resolve())}, "size": size})
     log.info("reconstruct: %d images of %d px", len(frame), size)

@@ -137,8 +137,10 @@ def test_every_stage_that_writes_images_or_weights_is_in_the_account(repository:
     images = sizes("generate", config)
     assert images == {"images": int(-(-500 * 128**2 * 0.52 // 1))}
     assert sizes("fill", config) == images | {"images of further rounds": None}
-    again = config | {"reconstruct": {"image_size": 64}, "oracle": None}
+    again = config | {"reconstruct": {"image_size": 64, "oracle": True}, "oracle": None}
     assert sizes("reconstruct", again) == {"images": int(-(-1000 * 64**2 * 0.52 // 1))}
+    without = again | {"reconstruct": {"image_size": 64, "oracle": False}, "oracle": {"source": "csv"}}
+    assert sizes("reconstruct", without) == sizes("reconstruct", again)
 
 
 def test_a_disk_that_lacks_the_space_is_refused_and_what_is_done_needs_none(

@@ -190,3 +190,24 @@ def test_a_dry_run_tells_the_time_at_this_machines_pace(
 
 def test_the_reference_operation_is_timed() -> None:
     assert 0 < rehearsal_time.time_reference(1) < 600
+
+
+@pytest.mark.parametrize(("arms", "section", "said"), [
+    ('["duplicate-harmonised", "synthetic-harmonised"]', {"image_size": 64}, "image_size is 64 and generate.height"),
+    ('["duplicate-harmonised", "synthetic-harmonised"]', {"pipeline": "a/b"}, "pipeline is a/b and generate.pipeline"),
+    ('["duplicate", "oracle-reconstructed"]', {"oracle": False}, "the arm 'oracle-reconstructed' needs the oracle"),
+])
+def test_reconstructions_that_would_be_missing_or_look_otherwise_are_refused(
+    repository: Path, tmp_path: Path, arms: str, section: dict[str, object], said: str
+) -> None:
+    config = yaml.safe_load((repository / "configs" / "phantom.yaml").read_text(encoding="utf-8"))
+    del config["external"], config["finetune"]["pipeline"], config["train"]["backbone"]
+    file, arm = tmp_path / "config.yaml", yaml.safe_load(arms)
+    config |= {"reconstruct": section, "autoencoder": {}, "run": str(tmp_path / "run"), "arms": arm,
+               "compare": {"endpoint": {"arm": arm[1], "rival": arm[0]}}}
+    config["train"]["head_only"] = False
+    if "oracle" not in section:
+        del config["oracle"]
+    file.write_text(yaml.safe_dump(config))
+    with pytest.raises(TailfillError, match=said):
+        read_experiment([str(file)], doc=None)

@@ -12,7 +12,8 @@ images; `unfiltered` with as many of the first round whatever the filter said; `
 their labels shuffled (is it content or regularisation?); `oracle` with new real images of the same site, the most that
 any generator could be worth; `external` with real ones of the site that the generator learnt from.
 `X-reconstructed` has the images of these slots encoded and decoded by the generator's autoencoder. `X-harmonised` has
-half of the real images so, too: whatever a generator draws bears its decoder's look, and here that look says nothing.
+as large a share of the real images so: whatever a generator draws bears its decoder's look, and here that look says
+nothing; its rival has reconstructed repeats in the slots of `synthetic`.
 `X-then-real` ends on the real images alone. `X-2x` has twice as many slots per class (``amounts``). `fold` is no rival:
 it may hold validation images, so critics alone learn from it. Not promised: that the pool of new images reaches; what
 is missing is counted as unfilled.
@@ -155,14 +156,15 @@ def reconstructed(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataF
 
 
 def harmonised(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame:
-    """The slots of another arm, half of its real images, drawn by chance, out of the generator's decoder.
+    """The slots of another arm, as many of its real images out of the generator's decoder as of its added slots are.
 
-    Only the slots that each real image has once: the same ones in all arms of a seed, and none that was added.
+    That is ``synthetic_share``; they are drawn by chance among the slots that each real image has once, the same ones
+    in all arms of a seed. Not promised: the same share where slots stay unfilled.
     """
     chance = draw.rng.spawn(1)[0]  # important: beside the arm's own draws, which decide its layout
     slots = first(draw)
     base = slots.index[slots["kind"] == "real"]
-    rows = base[chance.permutation(len(base)) < len(base) // 2]
+    rows = base[chance.permutation(len(base)) < round(draw.config.synthetic_share * len(base))]
     slots.loc[rows, "image_id"] = RECONSTRUCTED + slots.loc[rows, "image_id"]
     slots.loc[rows, "kind"] = HARMONISED
     return slots
@@ -236,15 +238,15 @@ ARMS: Mapping[str, Arm] = WithAmounts({
                                    needs=("filter", "reconstruct")),
     "oracle-reconstructed": Arm(build=lambda draw: reconstructed(draw, lambda same: new_real(same, "oracle")),
                                 settings=SHARE, needs=("filter", "oracle", "reconstruct")),
-    "duplicate-harmonised": Arm(build=lambda draw: harmonised(draw, duplicate), settings=LAYOUT,
-                                needs=("reconstruct",)),
+    "duplicate-harmonised": Arm(build=lambda draw: harmonised(draw, lambda same: reconstructed(same, duplicate)),
+                                settings=SHARE, needs=("filter", "reconstruct")),
     "synthetic-harmonised": Arm(build=lambda draw: harmonised(draw, synthetic), settings=FILLED,
                                 needs=("filter", "reconstruct")),
     "permuted-harmonised": Arm(build=lambda draw: harmonised(draw, permuted), settings=FILLED,
                                needs=("filter", "reconstruct")),
     "oracle-reconstructed-harmonised": Arm(
-        build=lambda draw: harmonised(draw, ARMS["oracle-reconstructed"].build), settings=SHARE,
-        needs=("filter", "oracle", "reconstruct")),
+        build=lambda draw: harmonised(draw, lambda same: reconstructed(same, lambda again: new_real(again, "oracle"))),
+        settings=SHARE, needs=("filter", "oracle", "reconstruct")),
     "synthetic-then-real": Arm(build=lambda draw: then_real(draw, synthetic), settings=FILLED, needs=("filter",),
                                has_phase_2=True),
     "duplicate-then-real": Arm(build=lambda draw: then_real(draw, duplicate), settings=LAYOUT, has_phase_2=True),

@@ -31,6 +31,8 @@ RIVALS = {
 }
 """Arm -> the arm that it has to beat: for arms that put other images into the slots of repeated ones, those repeats."""
 
+HARMONISED_ARM = "-harmonised"
+"""Ends the names of arms in which real images, too, went through the generator's autoencoder."""
 NEW_REAL = ("oracle", "oracle-full", "external")
 """Arms whose slots hold real images from outside the cohort; those of the others hold real or synthetic ones."""
 
@@ -48,10 +50,10 @@ ABOUT = {
     "oracle-full": "as oracle, and every new real image once beside the others: what having them all would bring",
     "duplicate-reconstructed": "as duplicate, through the generator's autoencoder: what its texture alone costs",
     "oracle-reconstructed": "as oracle, through that autoencoder: the ceiling of any generator around it",
-    "duplicate-harmonised": "as duplicate, half of the real images through that autoencoder: does its look cost?",
-    "synthetic-harmonised": "as synthetic, half of the real images through that autoencoder: content without the look",
+    "duplicate-harmonised": "repeats as duplicate-reconstructed has them, as many real images through that autoencoder",
+    "synthetic-harmonised": "as synthetic, as many real images through the generator's autoencoder: content alone",
     "permuted-harmonised": "as synthetic-harmonised, with the labels shuffled among its images",
-    "oracle-reconstructed-harmonised": "as oracle-reconstructed, half of the real images likewise: the ceiling then",
+    "oracle-reconstructed-harmonised": "as oracle-reconstructed, as many real images likewise: the ceiling then",
     "synthetic-then-real": "as synthetic, finished on the real images alone",
     "diverse-to-specific": "as unfiltered, finished on the kept images that the critic is surest of: a curriculum",
 }
@@ -76,6 +78,12 @@ def slot_rivals(arms: Sequence[str]) -> dict[str, str]:
     return {arm: rival for arm, rival in rivals_of(arms).items() if rival != "real"}
 
 
+def oracle_rival(rival: str) -> str:
+    """Whom the oracle has to beat in an experiment with this rival: of harmonised arms the plain one, as it is plain.
+    """
+    return rival.removesuffix(HARMONISED_ARM)
+
+
 def default_pairs(arms: Sequence[str], *, arm: str, rival: str) -> list[tuple[str, str]]:
     """The (arm, rival) pairs of a comparison, the endpoint's first and none twice.
 
@@ -87,6 +95,6 @@ def default_pairs(arms: Sequence[str], *, arm: str, rival: str) -> list[tuple[st
         *((other, "real") for other in plain if "real" in arms),
         *((arm, other) for other in plain),
         *rivals_of(arms).items(),
-        *(("oracle", rival) for other in arms if other == "oracle"),
+        *(("oracle", oracle_rival(rival)) for other in arms if other == "oracle" and oracle_rival(rival) in arms),
     ]
     return [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]

@@ -26,10 +26,10 @@ from cohort.config import Run
 from cohort.stage import require
 from cohort.tables import Cohort
 
-UNBEATEN = {"real": "no added slots at all", "permuted": "the same images under each other's labels",
-            "duplicate-harmonised": "repeats among real images harmonised alike",
+UNBEATEN = {"real": "no added slots at all", "duplicate": "repeats among real images as they are",
+            "permuted": "the same images under each other's labels",
             "permuted-harmonised": "the same images under each other's labels"}
-"""The arms of ``shares.ASIDE`` in words."""
+"""The arms of ``shares.rivals_aside`` in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,11 @@ def render(found: Findings) -> dict[str, str]:
             "interval": f"undefined: {first['reason']}" if is_null(first["share"]) else
                         f"{percent(first['ci_low'])} to {percent(first['ci_high'])}",
             "what": f"recovered share at {found.levels[0]} positives, ratio of mean gains in {end.metric}: "
-                    f"{end.arm} over duplicate, by oracle over duplicate",
+                    f"{end.arm} over {end.rival}, by {ORACLE} over {RIVAL}",
             "support": f"{n_findings(found)}, {int(first['n_runs'])} thinnings each; "
                        f"{int(first['n_positive_patients']):,} positive test patients",
-            "terms": ". ".join(f"{name.capitalize()}: {ABOUT[name]}" for name in (RIVAL, end.arm, ORACLE)) + ".",
+            "terms": ". ".join(f"{name.capitalize()}: {ABOUT[name]}"
+                               for name in dict.fromkeys((RIVAL, end.rival, end.arm, ORACLE))) + ".",
         },
         "chapters": [
             Chapter(anchor="verdict", title="Verdict", words=tuple(lines[1:]), sources=("results/recovered.parquet",)),
@@ -180,8 +181,8 @@ def shares_chapter(found: Findings) -> Chapter:
     if drawn:
         blocks.append(row_plot(drawn, title=f"Recovered share in {end.metric}, by finding and real positives",
                                names={end.arm: 3}, axis=axis))
-    blocks.append(Table(title="Gains over the duplicates and recovered share", text=3, rows=tuple(cells),
-                        columns=("Finding", "Positives", "Metric", "duplicate", f"{end.arm}", "95 %", "oracle",
+    blocks.append(Table(title=f"Gains over {end.rival} and recovered share", text=3, rows=tuple(cells),
+                        columns=("Finding", "Positives", "Metric", end.rival, end.arm, "95 %", ORACLE,
                                  "Share (Fieller set)"), notes=notes.lines(),
                         strong=frozenset(i for i, row in enumerate(cells) if row[0] == REHEARSED_GROUP)))
     return Chapter(
@@ -222,13 +223,13 @@ def sensitivity_chapter(found: Findings) -> Chapter:
             for arm in [arm for arm in found.config.arms if arm != "duplicate"]:
                 one = found.row(level=level, label=label, arm=arm, metric=end.metric)
                 if label == REHEARSED_GROUP or arm == ORACLE:
-                    rows.append((label, f"{level}", arm, number(one["value"]), signed(one["gain"]),
+                    rows.append((label, f"{level}", arm, one["rival"], number(one["value"]), signed(one["gain"]),
                                  between(one, "gain_low", "gain_high"), number(one["p"])))
     return Chapter(
         anchor="sensitivity", title="Could it have said yes?", words=(
             "Before a missing gain means anything, the withheld real images must beat the repeats clearly.",),
-        blocks=(Table(title=f"Every arm over duplicate, {end.metric}", text=3, rows=tuple(rows),
-                      columns=("Finding", "Positives", "Arm", "Value", "Gain", "95 %", "p")),),
+        blocks=(Table(title=f"Every arm over its repeats, {end.metric}", text=4, rows=tuple(rows),
+                      columns=("Finding", "Positives", "Arm", "Rival", "Value", "Gain", "95 %", "p")),),
         sources=("results/recovered.parquet",))
 
 

@@ -8,6 +8,7 @@ join the oracle, and the prediction for the tail is checked.
 
 from dataclasses import dataclass
 
+from classify.comparison.pairs import HARMONISED_ARM
 from cohort.config import require_values
 from cohort.errors import TailfillError
 
@@ -68,6 +69,8 @@ class RehearsalConfig:
         for arm in self.arms:
             if arm not in ARMS:
                 raise TailfillError(f"rehearsal.arms: '{arm}' cannot stand here; wanted: {', '.join(ARMS)}")
-        for arm in NEEDED:
+        harmonised = [arm for arm in self.arms if arm.endswith(HARMONISED_ARM)]
+        for arm in (*NEEDED, *(["duplicate-harmonised"] if harmonised else [])):
             if arm not in self.arms:
-                raise TailfillError(f"rehearsal.arms lacks '{arm}'; wanted: {', '.join(NEEDED)} at least")
+                raise TailfillError(f"rehearsal.arms lacks '{arm}'; wanted: {', '.join(NEEDED)} at least"
+                                    + (f", and duplicate-harmonised beside {harmonised[0]}" if harmonised else ""))

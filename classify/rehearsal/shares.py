@@ -22,6 +22,7 @@ from classify.comparison.intervals import Array, bootstrap
 from classify.comparison.measuring import Scored, read_scored
 from classify.comparison.metrics import support
 from classify.comparison.pairing import Source
+from classify.comparison.pairs import HARMONISED_ARM, RIVALS
 from classify.comparison.recovered import share_cells
 from classify.rehearsal.choices import Cell
 from classify.rehearsal.prevalence import REHEARSED, rehearsed_metrics
@@ -30,13 +31,9 @@ from cohort.tables import Cohort, load_cohort
 REHEARSED_GROUP, TAIL_GROUP = "all findings", "actual tail"
 """Rows over several classes: the ratio of mean gains, never the mean of ratios."""
 RIVAL, ORACLE = "duplicate", "oracle"
-NO_SHARE = (ORACLE, "real", "oversample")
-"""Arms without a share: the oracle, whose own is 1, and those that do not fill the duplicates' slots."""
-ASIDE = ("real", "permuted", "duplicate-harmonised", "permuted-harmonised")
-"""What an arm must beat beside the duplicates before its gain is that of its images: the same training without added
-slots, which repeats can harm, the same images under each other's labels, and where real images are harmonised, repeats
-among such."""
-HARMONISED = "-harmonised"
+NO_SHARE = (ORACLE, "real", "oversample", "duplicate-harmonised")
+"""Arms without a share: the oracle, whose own is 1, and those that do not fill the duplicates' slots with new images.
+"""
 KINDS = {"level": "Int64", **dict.fromkeys(("gain", "gain_low", "gain_high", "p", "oracle_gain"), "float64")}
 """Column types that a table of nothing but undefined numbers would lose."""
 
@@ -133,12 +130,12 @@ def _source(*, values: Array, resampled: Array, scored: Scored, members: dict[st
 def share_rows(
     source: Source, arms: Sequence[str], *, level: int | None, n_real: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """One row per arm but ``duplicate``, member and metric: its gain over the duplicates, and the recovered share.
+    """One row per arm but ``duplicate``, member and metric: its gain over ``rival_of`` it, and the recovered share.
 
-    Columns: level (null for the actual tail), n_real (positive train images, mean over runs), arm, label, metric,
-    is_group, value, rival_value, gain, gain_low, gain_high, p, oracle_gain, share, ci_low, ci_high, kind, reason (why
-    there is no share), n_positive_images, n_positive_patients (test), n_runs. The oracle's row is the assay
-    sensitivity.
+    Columns: level (null for the actual tail), n_real (positive train images, mean over runs), arm, rival, label,
+    metric, is_group, value, rival_value, gain, gain_low, gain_high, p, oracle_gain (over ``duplicate``), share, ci_low,
+    ci_high, kind, reason (why there is no share), n_positive_images, n_positive_patients (test), n_runs. The oracle's
+    row is the assay sensitivity.
     """
     known = replace(source, arms=list(arms))
     rows = []
@@ -149,14 +146,16 @@ def share_rows(
             for arm in arms:
                 if arm == RIVAL:
                     continue
-                own = known.interval(arm, RIVAL, members, m)
+                rival = rival_of(arm)
+                own = known.interval(arm, rival, members, m)
                 cells = {} if arm in NO_SHARE else share_cells(
-                    bound, known.gain(arm, RIVAL, members, m), known.gain(ORACLE, RIVAL, members, m), rival=RIVAL)
+                    bound, known.gain(arm, rival, members, m), known.gain(ORACLE, RIVAL, members, m), rival=RIVAL)
                 rows.append({
-                    "level": level, "n_real": n_real[label], "arm": arm, "label": label, "metric": metric,
+                    "level": level, "n_real": n_real[label], "arm": arm, "rival": rival, "label": label,
+                    "metric": metric,
                     "is_group": len(members) > 1 or label in (REHEARSED_GROUP, TAIL_GROUP),
                     "value": known.per_seed(arm, None, members, m).mean(),
-                    "rival_value": known.per_seed(RIVAL, None, members, m).mean(), "gain": own.estimate,
+                    "rival_value": known.per_seed(rival, None, members, m).mean(), "gain": own.estimate,
                     "gain_low": own.low, "gain_high": own.high, "p": own.p, "oracle_gain": bound.estimate,
                     **cells, "n_positive_images": images, "n_positive_patients": patients,
                     "n_runs": known.values.shape[1],
@@ -177,15 +176,23 @@ def recovered_table(cells: Mapping[Cell, Measured], arms: Sequence[str]) -> pd.D
     return pd.DataFrame(rows).astype(KINDS)
 
 
+def rival_of(arm: str) -> str:
+    """The repeats that ``arm`` is measured against: harmonised ones where its own real images are."""
+    return RIVALS[arm] if arm.endswith(HARMONISED_ARM) else RIVAL
+
+
 def rivals_aside(arm: str, arms: Sequence[str]) -> list[str]:
-    """Those of ``ASIDE`` among ``arms`` that have harmonised real images where ``arm`` has them; `real` always."""
-    harmonised = arm.endswith(HARMONISED)
-    return [rival for rival in ASIDE if rival in arms and rival != arm
-            and (rival == "real" or rival.endswith(HARMONISED) == harmonised)]
+    """What ``arm`` must beat beside its rival before its gain is that of its images, as far as it is among ``arms``.
+
+    The same training without added slots, which repeats can harm; where real images are harmonised, repeats among real
+    ones as they are; the same images under each other's labels.
+    """
+    permuted = "permuted-harmonised" if arm.endswith(HARMONISED_ARM) else "permuted"
+    return [other for other in ("real", RIVAL, permuted) if other in arms and other not in (arm, rival_of(arm))]
 
 
 def contrast_table(cells: Mapping[Cell, Measured], arms: Sequence[str], *, arm: str) -> pd.DataFrame:
-    """``arm`` against those of ``ASIDE`` that were run: level, label, arm, rival, metric, delta, low, high."""
+    """``arm`` against ``rivals_aside`` it: level, label, arm, rival, metric, delta, low, high."""
     rows = []
     for level in sorted({cell.level for cell in cells}):
         source = replace(gather(cells, level), arms=list(arms))

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from cohort.errors import TailfillError
 from cohort.pipeline import STAMP, read_stamp
 from cohort.provenance import FILE, SCHEMA, hash_patients, salt_name
-from cohort.tables import Cohort, read_table
+from cohort.tables import RECONSTRUCTED, Cohort, read_table
 
 NAMING = {"image_id": "image_id", "label_source_id": "image_id", "init_image_id": "image_id", "labels_from": "image_id",
           "patient_id": "patient_id"}
@@ -96,6 +96,7 @@ def _named(stage: Path, withheld: Cohort) -> tuple[list[str], int]:
     found, looked_at = set[str](), 0
     for file in sorted(stage.glob("*.parquet")):
         for column in set(NAMING) & set(pq.read_schema(file).names):
-            values = set(pd.read_parquet(file, columns=[column])[column].dropna().astype("str"))
+            values = set(pd.read_parquet(file, columns=[column])[column].dropna().astype("str")
+                         .str.removeprefix(RECONSTRUCTED))
             looked_at, found = looked_at + len(values), found | (values & set(withheld.frame[NAMING[column]]))
     return sorted(found), looked_at

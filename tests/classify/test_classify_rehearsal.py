@@ -126,6 +126,8 @@ def test_the_absence_of_findings_is_never_chosen_by_itself(cohort: Cohort, nothi
     ({"seeds": 1}, "seeds is 1"), ({"levels": (0,)}, "levels"), ({"levels": (5, 5)}, "different numbers"),
     ({"arms": ("real", "synthetic", "oracle")}, "lacks 'duplicate'"), ({"max_overlap": 2.0}, "0 to 1"),
     ({"arms": ("duplicate", "synthetic", "oracle", "external")}, "'external' cannot stand here"),
+    ({"arms": ("duplicate", "synthetic", "oracle", "synthetic-harmonised")},
+     "and duplicate-harmonised beside synthetic-harmonised"),
 ])
 def test_bad_settings_are_refused(keys: dict[str, object], said: str) -> None:
     with pytest.raises(TailfillError, match=said):

@@ -1,6 +1,7 @@
 """The joined results of a rehearsal, on runs whose gains are planted."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -109,6 +110,29 @@ def test_an_arm_is_held_against_no_added_slots_and_against_wrong_labels(tmp_path
     said = (results / "summary.txt").read_text(encoding="utf-8").splitlines()
     assert said[0].endswith("but are not shown to be better than the same images under each other's labels")
     assert "Synthetic against real: +0." in said[1]
+
+
+def test_a_harmonised_arm_is_measured_against_harmonised_repeats_and_held_against_plain_ones(tmp_path: Path) -> None:
+    arms = (*ARMS, "duplicate-harmonised", "synthetic-harmonised", "permuted-harmonised", "permuted")
+    strength = STRENGTH | {"duplicate-harmonised": 0.8, "synthetic-harmonised": 1.6, "permuted-harmonised": 0.7,
+                           "permuted": 1.0}
+    parent = write_parent(tmp_path / "cohort")
+    config = RehearsalConfig(findings=("Effusion", "Nodule"), levels=(10,), seeds=3, arms=arms)
+    cells = [Cell(findings=("Effusion", "Nodule"), place=0, level=10, seed=seed) for seed in range(3)]
+    own = {cell: write_run(tmp_path / "rehearsal" / cell.name, parent, cell, arms, strength=strength) for cell in cells}
+    compare = replace(COMPARE, endpoint=Endpoint(arm="synthetic-harmonised", rival="duplicate-harmonised"))
+    write_results(Run(run=str(tmp_path), threads=1), config, compare, own, has_truth=False)
+    results = tmp_path / "rehearsal" / "results"
+    shares, table = (pd.read_parquet(results / f"{name}.parquet") for name in ("recovered", "contrasts"))
+    made = row(shares, label=REHEARSED_GROUP, arm="synthetic-harmonised", metric="AP")
+    repeats = row(shares, label=REHEARSED_GROUP, arm="duplicate-harmonised", metric="AP")
+    assert (made["rival"], repeats["rival"]) == ("duplicate-harmonised", "duplicate")
+    assert made["rival_value"] == pytest.approx(repeats["value"])
+    assert made["share"] == pytest.approx((made["value"] - repeats["value"]) / made["oracle_gain"])
+    assert pd.isna(repeats["share"])
+    assert set(table["rival"]) == {"duplicate", "permuted-harmonised"}
+    page = (results / "rehearsal.md").read_text(encoding="utf-8")
+    assert "synthetic-harmonised over duplicate-harmonised, by oracle over duplicate" in page
 
 
 def test_ap_at_the_rare_prevalence_is_lower_and_auroc_the_same_for_what_is_ranked_alike(results: Path) -> None:

@@ -11,7 +11,7 @@ from withheld_toys import LABELS, toy_frame, write_toy
 from cohort.errors import TailfillError
 from cohort.provenance import write_patients
 from cohort.stage import Stage, require
-from cohort.tables import load_cohort, write_table
+from cohort.tables import RECONSTRUCTED, load_cohort, write_table
 from cohort.withholding.cohorts import Thinning, write_thinned
 from cohort.withholding.proof import prove_apart
 from cohort.withholding.thinning import overlap, room_of, sets_apart, thin, thinning_rows
@@ -171,6 +171,13 @@ def test_one_planted_patient_image_or_cohort_is_refused(run: Path) -> None:
 def test_a_prompt_that_copies_a_withheld_image_is_refused(run: Path) -> None:
     plant(run, "fill", label_source_id=load_cohort(run / "oracle").frame["image_id"].head(2))
     with pytest.raises(TailfillError, match="fill: has seen 2 withheld ids"):
+        prove(run)
+
+
+def test_the_reconstruction_of_a_withheld_image_is_refused(run: Path) -> None:
+    plant(run, "arms/synthetic-harmonised", label_source_id=(
+        RECONSTRUCTED + load_cohort(run / "oracle").frame["image_id"].head(1)))
+    with pytest.raises(TailfillError, match="synthetic-harmonised: has seen 1 withheld ids"):
         prove(run)
 
 

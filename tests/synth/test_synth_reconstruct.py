@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from tiny_pipeline import IMAGE_SIZE, save_tiny_pipeline
 
 from cohort.pixels import load_images
+from cohort.provenance import FILE, SCHEMA, hash_patients, write_patients
 from cohort.stage import STAMP, Stage
 from cohort.tables import RECONSTRUCTED, cohort_schema, load_cohort, read_table, write_table
 from synth.drawing.parts import encode_png
@@ -89,6 +90,18 @@ def test_without_the_oracle_no_image_of_it_is_read_though_the_run_has_one(words,
     assert list(table["patient_id"].str.split("-").str[0].unique()) == ["cohort"]
     stamp = json.loads((folder / STAMP).read_text())
     assert (stamp["counts"]["oracle"], "oracle" in stamp["inputs"]) == (0, False)
+
+
+def test_whoever_the_autoencoder_knows_is_written_down_and_nobody_else(words, tmp_path, invoke) -> None:
+    run = tmp_path / "run"
+    stage = Stage("finetune", run / "generator", config={}, inputs={})
+    stage.begin()
+    (tmp_path / "pipeline").rename(stage.folder / "pipeline")
+    write_patients(stage.folder, ["somebody"], salt="cohort")
+    stage.finish(outputs=["pipeline", FILE], counts={})
+    assert invoke("synth.reconstruct", *words, f"--reconstruct.pipeline={stage.folder / 'pipeline'}").code == 0
+    known = read_table(run / "reconstructed" / FILE, SCHEMA)["patient"]
+    assert set(known) == hash_patients(["somebody"], salt="cohort")
 
 
 def test_another_kind_of_autoencoder_is_one_line(words, tmp_path, invoke) -> None:
