@@ -99,7 +99,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="its section prepare makes the cohort")
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs and of the table")
-    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of the recipes to run")
+    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of the recipes to run; "
+                        "an ensemble is told when all of its recipes are")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the training")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="train keys set for every recipe")
     parser.add_argument("--list", action="store_true", help="print the recipes, and do nothing")
@@ -216,8 +217,9 @@ def main() -> None:
     """All recipes, or some of them."""
     options = parse()
     if options.list:
-        sys.stdout.write("\n".join(f"{name}: {recipe.arm}, {json.dumps(dict(recipe.train))}"
-                                   for name, recipe in RECIPES.items()) + "\n")
+        lines = [f"{name}: {recipe.arm}, {json.dumps(dict(recipe.train))}" for name, recipe in RECIPES.items()]
+        lines += [f"{name}: mean of {'; '.join(members)}" for name, members in ENSEMBLES.items()]
+        sys.stdout.write("\n".join(lines) + "\n")
         return
     table = run_recipes(options)
     write_atomically(options.out / "ingredients.csv", table.to_csv(index=False).encode())
