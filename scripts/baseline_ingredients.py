@@ -217,9 +217,9 @@ def main() -> None:
     """All recipes, or some of them."""
     options = parse()
     if options.list:
-        lines = [f"{name}: {recipe.arm}, {json.dumps(dict(recipe.train))}" for name, recipe in RECIPES.items()]
-        lines += [f"{name}: mean of {'; '.join(members)}" for name, members in ENSEMBLES.items()]
-        sys.stdout.write("\n".join(lines) + "\n")
+        shown = [f"{name}: {recipe.arm}, {json.dumps(dict(recipe.train))}" for name, recipe in RECIPES.items()]
+        shown += [f"{name}: mean of {'; '.join(members)}" for name, members in ENSEMBLES.items()]
+        sys.stdout.write("\n".join(shown) + "\n")
         return
     table = run_recipes(options)
     write_atomically(options.out / "ingredients.csv", table.to_csv(index=False).encode())
