@@ -50,7 +50,7 @@ ABOUT = {
     "oracle-full": "as oracle, and every new real image once beside the others: what having them all would bring",
     "duplicate-reconstructed": "as duplicate, through the generator's autoencoder: what its texture alone costs",
     "oracle-reconstructed": "as oracle, through that autoencoder: the ceiling of any generator around it",
-    "duplicate-harmonised": "repeats as duplicate-reconstructed has them, as many real images through that autoencoder",
+    "duplicate-harmonised": "as duplicate, a share of repeats and of real images through the generator's autoencoder",
     "synthetic-harmonised": "as synthetic, as many real images through the generator's autoencoder: content alone",
     "permuted-harmonised": "as synthetic-harmonised, with the labels shuffled among its images",
     "oracle-reconstructed-harmonised": "as oracle-reconstructed, as many real images likewise: the ceiling then",
