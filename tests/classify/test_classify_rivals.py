@@ -10,10 +10,9 @@ from tiny_classify import GROUPS, LABELS, write_cohort, write_further, write_rec
 
 from classify.arm import ArmConfig, build_arm, count_slots, pool_folders
 from classify.arms.filling import assign, charge_to_rarest, cost_of_new
-from classify.arms.layout import HARMONISED, NEGATIVE, tail_slots
+from classify.arms.layout import NEGATIVE, tail_slots
 from classify.arms.rivals import ARMS, Draw
 from classify.slots import label_matrix, load_pools, load_slots
-from classify.train import is_held
 from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.stage import Stage, require
@@ -109,34 +108,6 @@ def test_reconstructed_stand_for_the_images_of_the_slots_that_synthetic_fills(ru
         pd.testing.assert_frame_equal(
             labels.loc[slots["image_id"][at]].reset_index(drop=True),
             of_source.set_index("image_id")[LABELS].loc[plain["image_id"][at]].reset_index(drop=True))
-
-
-@pytest.mark.parametrize(("first", "plain_arm"), [
-    ("duplicate", "duplicate-reconstructed"), ("synthetic", "synthetic"), ("permuted", "permuted"),
-    ("oracle-reconstructed", "oracle-reconstructed")])
-@pytest.mark.parametrize("share", [0.5, 0.25])
-def test_harmonised_arms_hold_one_share_of_the_real_images_reconstructed_and_are_the_plain_arm_else(
-    run, cohort, first, plain_arm, share
-):
-    halves, config = [], ArmConfig(slots_per_class=10, synthetic_share=share)
-    for seed in range(3):
-        plain, slots = (build(run, cohort, arm, seed=seed, config=config) for arm in (plain_arm, f"{first}-harmonised"))
-        at = slots["kind"].eq(HARMONISED)
-        assert at.sum() == round(share * len(cohort.split("train")))
-        assert (plain["kind"][at] == "real").all()
-        assert list(slots["image_id"][at]) == [RECONSTRUCTED + image for image in plain["image_id"][at]]
-        columns = [column for column in plain.columns if column != "repeat"]
-        pd.testing.assert_frame_equal(slots[columns][~at], plain[columns][~at])
-        halves.append(frozenset(slots["image_id"][at]))
-        repeats = build(run, cohort, "duplicate-harmonised", seed=seed, config=config)
-        assert halves[-1] == frozenset(repeats["image_id"][at])
-    assert len(set(halves)) == 3  # each seed its own
-
-
-def test_class_weights_and_grey_statistics_are_those_of_all_of_train_in_every_arm_that_is_compared(run, cohort):
-    train = cohort.split("train")
-    for arm in (arm for arm in ARMS if arm != "fold"):
-        assert is_held(train, build(run, cohort, arm)).all(), arm
 
 
 def test_what_a_pool_cannot_fill_stays_a_repeat_and_is_counted(cohort, tmp_path):
