@@ -186,7 +186,8 @@ def prepare_patients(
     used = real[real["image_id"].isin(arm["image_id"])]
     inherited = [job.start.folder] if job.start is not None and job.start.names_patients else []
     inherited += [job.pools["filter"]] if arm["sample_id"].notna().any() else []
-    inherited += [folder for name, folder in job.pools.items() if name == "reconstruct" and (folder / FILE).is_file()]
+    again = job.pools.get("reconstruct")
+    inherited += [again] if again is not None and (again / FILE).is_file() else []
     write_patients(folder, used["patient_id"], salt=cohort.salt, inherited=inherited)
     check_no_overlap(folder, cohort)
 

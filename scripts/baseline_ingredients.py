@@ -180,6 +180,12 @@ def table_of(measured: Mapping[str, dict[str, np.ndarray]], minutes: Mapping[str
                          for name, values in measured.items()])
 
 
+def ensembles_of(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Name to logits, float32 (n, n_labels), of each ensemble whose recipes are all among ``logits``."""
+    return {name: average([logits[member] for member in members]) for name, members in ENSEMBLES.items()
+            if set(members) <= logits.keys()}
+
+
 def run_recipes(options: argparse.Namespace) -> pd.DataFrame:
     """Train what is left to train, and measure everything that was asked for."""
     out, fixed = options.out.resolve(), fixed_keys(options.set)
@@ -206,10 +212,9 @@ def run_recipes(options: argparse.Namespace) -> pd.DataFrame:
         logits[name] = validation_logits(folder, cohort, cache)
         measured[name] = measure(logits[name], cohort, draws)
         log.info("%s: %s", name, {key: interval(value) for key, value in measured[name].items()})
-    for name, members in ENSEMBLES.items():
-        if set(members) <= logits.keys():
-            minutes[name] = sum(minutes[member] for member in members)
-            measured[name] = measure(average([logits[member] for member in members]), cohort, draws)
+    for name, averaged in ensembles_of(logits).items():
+        minutes[name] = sum(minutes[member] for member in ENSEMBLES[name])
+        measured[name] = measure(averaged, cohort, draws)
     return table_of(measured, minutes)
 
 

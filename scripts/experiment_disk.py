@@ -83,8 +83,7 @@ def list_items(kind: str, train: Mapping[str, Any], config: Mapping[str, Any], c
             yield Item(what="images of further rounds", bytes=None, source="as many as the filter leaves missing")
     elif kind == "reconstruct":
         n = add(counts.train, images_of("oracle", config, counts)) if config["reconstruct"]["oracle"] else counts.train
-        yield _drawn(n,
-                     config["reconstruct"]["image_size"] or image_px(config), unknown=counts.source)
+        yield _drawn(n, config["reconstruct"]["image_size"] or image_px(config), unknown=counts.source)
     elif kind in ("train", "critic"):
         n = classifier_parameters(train["model"], counts.labels) if counts.labels else None
         yield Item(what="weights", bytes=times(n, FLOAT, 2), source=(

@@ -35,9 +35,8 @@ import yaml
 from experiment import Step, list_steps, run_all
 from experiment_config import read_experiment
 from experiment_processes import run_interruptible, sole_owner
-from rehearsal_runs import Rehearsal, child_config, open_rehearsal
+from rehearsal_runs import Rehearsal, child_config, need_reconstruction, open_rehearsal
 
-from classify.arms.rivals import ARMS
 from classify.comparison.intervals import bootstrap, patient_draws
 from classify.comparison.measuring import Scored
 from classify.comparison.metrics import METRICS, ClassMetrics
@@ -147,13 +146,7 @@ def config_of(rehearsal: Rehearsal, cell: Cell, name: str) -> dict[str, Any]:
     endpoint = {"compare": {"endpoint": {"arm": means.arm, "rival": means.rival}}}
     folder = rehearsal.folder / "means" / name / cell.name
     merged = merge(config, means.changes | endpoint) | {"run": str(folder), "arms": list(arms_of(means))}
-    return {key: value for key, value in merged.items() if key != "reconstruct" or needs_reconstruction(means)}
-
-
-def needs_reconstruction(means: Means) -> bool:
-    """Whether an arm of the means holds real images that went through the autoencoder."""
-    return any("reconstruct" in ARMS[arm].needs for arm in arms_of(means))
-
+    return {key: value for key, value in merged.items() if key != "reconstruct" or need_reconstruction(arms_of(means))}
 
 def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> None:
     """Raise ``TailfillError`` for what would fail hours later: means that this rehearsal cannot try, runs that lack."""
@@ -171,7 +164,7 @@ def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> 
 def shared(means: Means, rehearsal: Rehearsal) -> list[str]:
     """Folders of a run, relative to it, that a means does not touch."""
     anew = {stage for section in means.changes for stage in MADE_ANEW.get(section, ())}
-    linked = (*LINKED, *(["reconstruct"] if needs_reconstruction(means) else []))
+    linked = (*LINKED, *(["reconstruct"] if need_reconstruction(arms_of(means)) else []))
     names = ["cache", "cohort", "oracle", *(FOLDERS[stage] for stage in linked if stage not in anew)]
     if "train" not in means.changes:
         names += [f"train/real/seed_{seed}" for seed in rehearsal.config["filter"]["critic_seeds"]]

@@ -137,6 +137,11 @@ def findings_of(cells: Sequence[Cell]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(finding for cell in cells for finding in cell.findings))
 
 
+def need_reconstruction(arms: Sequence[str]) -> bool:
+    """Whether one of them holds real images that went through the autoencoder."""
+    return any("reconstruct" in ARMS[arm].needs for arm in arms)
+
+
 def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
     """The configuration of one run, in plain types."""
     section, config, folder = rehearsal.section, rehearsal.config, rehearsal.folder / cell.name
@@ -145,7 +150,7 @@ def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
               "arms": list(section.arms), **ONE_EACH}
     child["plan"], child["compare"] = plan_of(rehearsal, cell), {**config["compare"], "pairs": None}
     child["filter"] = {**config["filter"], "reconstructed": False}
-    if any("reconstruct" in ARMS[arm].needs for arm in section.arms):
+    if need_reconstruction(section.arms):
         source = {key: config["generate"][key] for key in ("pipeline", "revision")}  # that of the images made
         child["reconstruct"] = {**config.get("reconstruct", {}), **source, "oracle": False}
     child["finetune"] = {**config["finetune"], "steps": finetune_steps(rehearsal)}

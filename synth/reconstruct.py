@@ -3,8 +3,9 @@
 A latent diffusion model can make no image that its decoder cannot draw. So the training images (and those of the
 oracle, where there is one) are encoded and decoded again, nothing being generated in between, and the arms
 ``duplicate-reconstructed`` and ``oracle-reconstructed`` train on them in the slots that ``synthetic`` fills: the second
-is the ceiling for any generator around this autoencoder. Arms ``-harmonised`` hold half of their real images so, that
-the decoder's look, which all synthetic images have, tells nothing. Interrupted, the same command goes on.
+is the ceiling for any generator around this autoencoder. Arms ``-harmonised`` hold as many of their real images so as
+of their added slots, that the decoder's look, which all synthetic images have, tells nothing. Interrupted, the same
+command goes on.
 
 What it does not promise: autoencoders other than diffusers' ``AutoencoderKL`` (the latent's mean is what is decoded),
 nor images of the validation and test splits, which are never touched.

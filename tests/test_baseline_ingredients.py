@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from classify.learning.models import Card, build_classifier, save_card, save_weights
@@ -45,6 +46,16 @@ def test_every_recipe_is_one_that_train_accepts(name: str, lite0: Path) -> None:
 def test_ensembles_are_of_recipes_and_no_recipe_bears_an_ensemble_s_name() -> None:
     assert {member for members in ingredients.ENSEMBLES.values() for member in members} <= ingredients.RECIPES.keys()
     assert not ingredients.ENSEMBLES.keys() & ingredients.RECIPES.keys()
+
+
+def test_an_ensemble_is_the_mean_probability_of_recipes_that_were_all_run() -> None:
+    name, members = next(iter(ingredients.ENSEMBLES.items()))
+    rng = np.random.default_rng(7)
+    logits = {member: rng.normal(size=(5, 2)).astype(np.float32) for member in members}
+    found = ingredients.ensembles_of(logits)
+    assert list(found) == [name]
+    np.testing.assert_allclose(expit(found[name]), np.mean([expit(one) for one in logits.values()], axis=0), rtol=1e-5)
+    assert not ingredients.ensembles_of({members[0]: logits[members[0]]})
 
 
 def cohort_of(n: int) -> Cohort:

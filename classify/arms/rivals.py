@@ -13,10 +13,9 @@ their labels shuffled (is it content or regularisation?); `oracle` with new real
 any generator could be worth; `external` with real ones of the site that the generator learnt from.
 `X-reconstructed` has the images of these slots encoded and decoded by the generator's autoencoder. `X-harmonised` has
 as large a share of the real images so: whatever a generator draws bears its decoder's look, and here that look says
-nothing; its rival has reconstructed repeats in the slots of `synthetic`.
-`X-then-real` ends on the real images alone. `X-2x` has twice as many slots per class (``amounts``). `fold` is no rival:
-it may hold validation images, so critics alone learn from it. Not promised: that the pool of new images reaches; what
-is missing is counted as unfilled.
+nothing; its rival has reconstructed repeats in the slots of `synthetic`. `X-then-real` ends on the real images alone.
+`X-2x` has twice as many slots per class (``amounts``). `fold` is no rival: it may hold validation images, so critics
+alone learn from it. Not promised: that the pool of new images reaches; what is missing is counted as unfilled.
 """
 
 from collections.abc import Callable, Mapping
@@ -155,6 +154,16 @@ def reconstructed(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataF
     return slots
 
 
+def repeats_reconstructed(draw: Draw) -> pd.DataFrame:
+    """``duplicate``, reconstructed."""
+    return reconstructed(draw, duplicate)
+
+
+def oracle_reconstructed(draw: Draw) -> pd.DataFrame:
+    """The oracle's slots, reconstructed."""
+    return reconstructed(draw, lambda same: new_real(same, "oracle"))
+
+
 def harmonised(draw: Draw, first: Callable[[Draw], pd.DataFrame]) -> pd.DataFrame:
     """The slots of another arm, as many of its real images out of the generator's decoder as of its added slots are.
 
@@ -234,19 +243,17 @@ ARMS: Mapping[str, Arm] = WithAmounts({
     "oracle": Arm(build=lambda draw: new_real(draw, "oracle"), settings=SHARE, needs=("filter", "oracle")),
     "oracle-full": Arm(build=lambda draw: all_new(draw, "oracle"), settings=SHARE, needs=("filter", "oracle")),
     "external": Arm(build=lambda draw: new_real(draw, "external"), settings=SHARE, needs=("filter", "external")),
-    "duplicate-reconstructed": Arm(build=lambda draw: reconstructed(draw, duplicate), settings=SHARE,
-                                   needs=("filter", "reconstruct")),
-    "oracle-reconstructed": Arm(build=lambda draw: reconstructed(draw, lambda same: new_real(same, "oracle")),
-                                settings=SHARE, needs=("filter", "oracle", "reconstruct")),
-    "duplicate-harmonised": Arm(build=lambda draw: harmonised(draw, lambda same: reconstructed(same, duplicate)),
-                                settings=SHARE, needs=("filter", "reconstruct")),
+    "duplicate-reconstructed": Arm(build=repeats_reconstructed, settings=SHARE, needs=("filter", "reconstruct")),
+    "oracle-reconstructed": Arm(build=oracle_reconstructed, settings=SHARE,
+                                needs=("filter", "oracle", "reconstruct")),
+    "duplicate-harmonised": Arm(build=lambda draw: harmonised(draw, repeats_reconstructed), settings=SHARE,
+                                needs=("filter", "reconstruct")),
     "synthetic-harmonised": Arm(build=lambda draw: harmonised(draw, synthetic), settings=FILLED,
                                 needs=("filter", "reconstruct")),
     "permuted-harmonised": Arm(build=lambda draw: harmonised(draw, permuted), settings=FILLED,
                                needs=("filter", "reconstruct")),
-    "oracle-reconstructed-harmonised": Arm(
-        build=lambda draw: harmonised(draw, lambda same: reconstructed(same, lambda again: new_real(again, "oracle"))),
-        settings=SHARE, needs=("filter", "oracle", "reconstruct")),
+    "oracle-reconstructed-harmonised": Arm(build=lambda draw: harmonised(draw, oracle_reconstructed), settings=SHARE,
+                                           needs=("filter", "oracle", "reconstruct")),
     "synthetic-then-real": Arm(build=lambda draw: then_real(draw, synthetic), settings=FILLED, needs=("filter",),
                                has_phase_2=True),
     "duplicate-then-real": Arm(build=lambda draw: then_real(draw, duplicate), settings=LAYOUT, has_phase_2=True),

@@ -2,7 +2,7 @@
 
 Written below ``RUN/rehearsal/results``::
 
-    recovered.parquet    level x arm x finding x metric: gain over the duplicates, and the recovered share (Fieller set)
+    recovered.parquet    level x arm x finding x metric: gain over its repeats, and the recovered share (Fieller set)
     contrasts.parquet    level x finding x metric: the endpoint's arm against what else it must beat (`rivals_aside`)
     runs.parquet         level x seed x finding: positives before and after thinning, images made and kept, slots filled
     prediction.parquet   actual tail class: predicted share with its interval; where an oracle could be had, the

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_classify import LABELS, write_cohort, write_further, write_reconstructed, write_synthetic
+from tiny_classify import LABELS, write_cohort, write_stages
 
 from classify import arm as arm_module
 from classify.arm import ArmConfig, build_arm, count_slots, write_arm
@@ -28,12 +28,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(cohort):
-    folder = cohort.folder.parent
-    write_synthetic(folder, cohort, per_source=3)
-    for role in ("oracle", "external"):
-        write_further(folder, role)
-    write_reconstructed(folder, cohort)
-    return Run(run=str(folder), n_seeds=3, threads=1)
+    return write_stages(cohort)
 
 
 def build(run, cohort, arm, *, seed=0, config=CONFIG):

@@ -2,13 +2,13 @@
 
 import pandas as pd
 import pytest
-from tiny_classify import write_cohort, write_further, write_reconstructed, write_synthetic
+from tiny_classify import write_cohort, write_stages
 
 from classify.arm import ArmConfig, build_arm
 from classify.arms.layout import HARMONISED
 from classify.arms.rivals import ARMS
+from classify.comparison.pairs import default_pairs, oracle_rival
 from classify.train import is_held
-from cohort.config import Run
 from cohort.tables import RECONSTRUCTED
 
 CONFIG = ArmConfig(slots_per_class=10)
@@ -21,12 +21,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(cohort):
-    folder = cohort.folder.parent
-    write_synthetic(folder, cohort, per_source=3)
-    for role in ("oracle", "external"):
-        write_further(folder, role)
-    write_reconstructed(folder, cohort)
-    return Run(run=str(folder), n_seeds=3, threads=1)
+    return write_stages(cohort)
 
 
 def build(run, cohort, arm, *, seed=0, config=CONFIG):
@@ -59,3 +54,11 @@ def test_class_weights_and_grey_statistics_are_those_of_all_of_train_in_every_ar
     train = cohort.split("train")
     for arm in (arm for arm in ARMS if arm != "fold"):
         assert is_held(train, build(run, cohort, arm)).all(), arm
+
+
+def test_the_oracle_has_to_beat_plain_repeats_whatever_the_endpoint_s_rival() -> None:
+    arms = ["duplicate", "duplicate-harmonised", "synthetic-harmonised", "oracle"]
+    pairs = default_pairs(arms, arm="synthetic-harmonised", rival="duplicate-harmonised")
+    assert pairs[0] == ("synthetic-harmonised", "duplicate-harmonised")
+    assert [pair for pair in pairs if pair[0] == "oracle"] == [("oracle", "duplicate")]
+    assert (oracle_rival("duplicate-harmonised"), oracle_rival("duplicate-2x")) == ("duplicate", "duplicate-2x")

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import linear_sum_assignment
-from tiny_classify import GROUPS, LABELS, write_cohort, write_further, write_reconstructed, write_synthetic
+from tiny_classify import (
+    GROUPS,
+    LABELS,
+    write_cohort,
+    write_further,
+    write_stages,
+    write_synthetic,
+)
 
 from classify.arm import ArmConfig, build_arm, count_slots, pool_folders
 from classify.arms.filling import assign, charge_to_rarest, cost_of_new
@@ -30,12 +37,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(cohort):
-    folder = cohort.folder.parent
-    write_synthetic(folder, cohort, per_source=3)
-    for role in NEW_REAL:
-        write_further(folder, role)
-    write_reconstructed(folder, cohort)
-    return Run(run=str(folder), n_seeds=3, threads=1)
+    return write_stages(cohort)
 
 
 def build(run, cohort, arm, *, seed=0, config=CONFIG):

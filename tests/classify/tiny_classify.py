@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cohort.config import Run
 from cohort.provenance import write_patients
 from cohort.stage import Stage
 from cohort.tables import (
@@ -81,6 +82,16 @@ def write_reconstructed(run: Path, cohort: Cohort) -> None:
     write_table(frame, stage.folder / "reconstructed.parquet", cohort_schema(LABELS))
     stage.finish(outputs=["reconstructed.parquet"], counts={"images": len(frame)},
                  extra={"roots": {"reconstructed": str(stage.folder)}})
+
+
+def write_stages(cohort: Cohort) -> Run:
+    """A run of three seeds beside the cohort, with every stage whose images an arm may hold."""
+    folder = cohort.folder.parent
+    write_synthetic(folder, cohort, per_source=3)
+    for role in ("oracle", "external"):
+        write_further(folder, role)
+    write_reconstructed(folder, cohort)
+    return Run(run=str(folder), n_seeds=3, threads=1)
 
 
 def write_synthetic(run: Path, cohort: Cohort, *, per_source: int = 3, dropped: int = 1) -> pd.DataFrame:
