@@ -3,11 +3,11 @@
 A means is one change of settings: how strongly words guide the generator, where an image starts, how long fine-tuning
 lasts, which images are kept, how they are weighted. Each is tried on the very thinnings of the rehearsal: what it does
 not touch is linked, what it touches is made anew by the same stages, below ``RUN/rehearsal/means``, and proved free of
-withheld patients. Its arm is compared with the repeats and with the oracle on the *whole* validation split: at a tail's
-rarity the images that stayed could not tell anything. The test split is not read. Interrupted, the same command goes
-on. Written at the end, for each level::
+withheld patients (but for those in scripts/rehearsal_changes.py that ask what knowing them would bring). Its arms are compared with
+their repeats and with the oracle on the *whole* validation split: at a tail's rarity the images that stayed could not
+tell anything. The test split is not read. Interrupted, the same command goes on. Written at the end, for each level::
 
-    RUN/rehearsal/means/level_N.parquet    means x finding: AP, gain over the rival, the oracle's, share, ``tabulate``
+    RUN/rehearsal/means/level_N.parquet    means x arm x finding: AP, gain over the rival, the oracle's, share
 
 Not promised: that the best of many means is as good as it looks here, which is what the test split is kept for; and a
 fair hearing for what learns from validation labels. Nobody has learnt from withheld images, but the few that stayed set
@@ -23,7 +23,6 @@ import logging
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,22 +31,25 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
-from experiment import Step, list_steps, run_all
+from experiment import list_steps, run_all
 from experiment_config import read_experiment
 from experiment_processes import run_interruptible, sole_owner
+from rehearsal_changes import BASE, BOTH, MEANS, arms_of, merge, shown_arms, untouched
 from rehearsal_runs import Rehearsal, child_config, need_reconstruction, open_rehearsal
 
 from classify.comparison.intervals import bootstrap, patient_draws
 from classify.comparison.measuring import Scored
 from classify.comparison.metrics import METRICS, ClassMetrics
 from classify.comparison.pairing import Source
+from classify.comparison.pairs import HARMONISED_ARM, RIVALS
 from classify.comparison.recovered import ORACLE, share_cells
 from classify.learning.features import load_features, logits_of_features
 from classify.learning.models import load_classifier
 from classify.rehearsal.choices import Cell, choose_levels, list_cells
+from classify.rehearsal.shares import RIVAL
 from classify.slots import label_matrix
 from cohort.errors import TailfillError, nearest
-from cohort.pipeline import FOLDERS, read_stamp
+from cohort.pipeline import read_stamp
 from cohort.pixels import load_images
 from cohort.stage import require, write_atomically
 from cohort.tables import Cohort, load_cohort, write_table
@@ -55,45 +57,9 @@ from cohort.withholding.proof import prove_apart
 
 log = logging.getLogger(__name__)
 
-BASE, RIVAL, METRIC = "base", "duplicate", "AP"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Means:
-    """One change of settings, by section, and which arm shows it."""
-
-    changes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    arm: str = "synthetic"
-    rival: str = RIVAL
-
-
-MEANS: dict[str, Means] = {
-    BASE: Means(),
-    "guidance_2.5": Means(changes={"generate": {"guidance_scale": 2.5, "guidance_interval": [0.2, 0.8]}}),
-    "guidance_4": Means(changes={"generate": {"guidance_scale": 4.0, "guidance_interval": [0.2, 0.8]}}),
-    "from_real": Means(changes={"plan": {"image_conditioned": 1.0, "strength": 0.7}}),
-    "finetuning_50": Means(changes={"finetune": {"steps": 50}}),
-    "finetuning_400": Means(changes={"finetune": {"steps": 400}}),
-    "unfiltered": Means(arm="unfiltered"),
-    "folds": Means(changes={"filter": {"folds": 5}}),
-    "folds_band": Means(changes={"filter": {"folds": 5, "rules": {"label_agreement": {"select": "band"}}}}),
-    "folds_entropy": Means(changes={"filter": {"folds": 5, "rules": {"label_agreement": {"select": "entropy"}}}}),
-    "loss_weight_0.3": Means(changes={"arm": {"synthetic_loss_weight": 0.3}}),
-    "all_added_slots": Means(changes={"arm": {"synthetic_share": 1.0}}),
-    "slots_30": Means(changes={"arm": {"slots_per_class": 30}}),
-    "slots_150": Means(changes={"arm": {"slots_per_class": 150}}),
-    "real_finish": Means(changes={"train": {"phase_2_share": 0.3}}, arm="synthetic-then-real",
-                         rival="duplicate-then-real"),
-    "harmonised": Means(arm="synthetic-harmonised", rival="duplicate-harmonised"),
-    "reconstructed_oracle": Means(changes={"reconstruct": {"oracle": True}}, arm="oracle-reconstructed"),
-    "reconstructed_oracle_harmonised": Means(changes={"reconstruct": {"oracle": True}},
-                                             arm="oracle-reconstructed-harmonised", rival="duplicate-harmonised"),
-}
-"""Name to means; numbers fit configs/rehearse_nih128.yaml. The last two are none: what the autoencoder lets through."""
-MADE_ANEW = {"plan": ("plan", "generate", "filter"), "finetune": ("finetune", "generate", "filter"),
-             "generate": ("generate", "filter"), "filter": ("filter",), "reconstruct": ("reconstruct",)}
-"""Changed section to the stages that it changes; any other section changes arms only."""
-LINKED = ("plan", "finetune", "generate", "filter")
+METRIC = "AP"
+LEARNT = ("plan", "train", "finetune", "reconstruct", "generate", "filter", "arm")
+"""Stages before predictions, which would be of the test split."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Namespace, list[str]]:
@@ -129,24 +95,14 @@ def cells_of(rehearsal: Rehearsal, *, level: int | None, n_seeds: int | None) ->
             if cell.level == chosen and cell.seed < (n_seeds or seeds)]
 
 
-def arms_of(means: Means) -> tuple[str, ...]:
-    """The means' arm and what it is measured against."""
-    return tuple(dict.fromkeys((RIVAL, means.rival, means.arm, ORACLE)))
-
-
-def merge(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``settings`` with ``changes``, which may be nested as they are."""
-    return {**settings, **{key: merge(settings.get(key) or {}, value) if isinstance(value, Mapping) else value
-                           for key, value in changes.items()}}
-
-
 def config_of(rehearsal: Rehearsal, cell: Cell, name: str) -> dict[str, Any]:
     """One thinning's configuration with the changes of a means, and a run folder of its own."""
-    config, means = child_config(rehearsal, cell), MEANS[name]
-    endpoint = {"compare": {"endpoint": {"arm": means.arm, "rival": means.rival}}}
+    config, arms, shown = child_config(rehearsal, cell), arms_of(name, rehearsal), MEANS[name].arms[0]
+    endpoint = {"compare": {"endpoint": {"arm": shown, "rival": RIVALS[shown]}}}
     folder = rehearsal.folder / "means" / name / cell.name
-    merged = merge(config, means.changes | endpoint) | {"run": str(folder), "arms": list(arms_of(means))}
-    return {key: value for key, value in merged.items() if key != "reconstruct" or need_reconstruction(arms_of(means))}
+    merged = merge(config, MEANS[name].changes | endpoint) | {"run": str(folder), "arms": list(arms)}
+    return {key: value for key, value in merged.items() if key != "reconstruct" or need_reconstruction(arms)}
+
 
 def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> None:
     """Raise ``TailfillError`` for what would fail hours later: means that this rehearsal cannot try, runs that lack."""
@@ -154,29 +110,16 @@ def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> 
         raise TailfillError("rehearsal.quick is false, or there is a section fill; wanted: heads on features "
                             "(rehearsal.quick: true), and generate with filter")
     for name, cell in product(names, cells):
-        for place in shared(MEANS[name], rehearsal):
+        for place in untouched(name, rehearsal):
             source = rehearsal.folder / cell.name / place
             if place != "cache" and read_stamp(source) is None:
                 raise TailfillError(f"{source}: is no complete stage, which '{name}' starts from; wanted: a complete "
                                     "rehearsal (scripts/rehearse.py) with this arm")
 
 
-def shared(means: Means, rehearsal: Rehearsal) -> list[str]:
-    """Folders of a run, relative to it, that a means does not touch."""
-    anew = {stage for section in means.changes for stage in MADE_ANEW.get(section, ())}
-    linked = (*LINKED, *(["reconstruct"] if need_reconstruction(arms_of(means)) else []))
-    names = ["cache", "cohort", "oracle", *(FOLDERS[stage] for stage in linked if stage not in anew)]
-    if "train" not in means.changes:
-        names += [f"train/real/seed_{seed}" for seed in rehearsal.config["filter"]["critic_seeds"]]
-    if not means.changes.keys() - MADE_ANEW.keys():  # important: nothing may train into the rehearsal's own folders
-        kept = arms_of(means) if not anew else (RIVAL,)  # which slots the oracle fills follows from what was kept
-        names += [f"{stage}/{arm}/seed_0" for arm in kept for stage in ("arms", "train")]
-    return names
-
-
-def link(names: Sequence[str], *, source: Path, folder: Path) -> None:
-    """Link ``names`` below ``folder`` to those below ``source``; raises ``TailfillError`` for links to others."""
-    wanted = {folder / name: source / name for name in names}
+def link(targets: Mapping[str, Path], *, folder: Path) -> None:
+    """Link each name below ``folder`` to its target; raises ``TailfillError`` for links to others."""
+    wanted = {folder / name: target for name, target in targets.items()}
     for place in [place for place in folder.rglob("*") if place.is_symlink()]:
         if place not in wanted or place.resolve() != wanted[place].resolve():
             raise TailfillError(f"{place}: is a link of other settings; wanted: remove {folder} and run again")
@@ -186,28 +129,35 @@ def link(names: Sequence[str], *, source: Path, folder: Path) -> None:
             place.symlink_to(target)
 
 
+def run_steps(config: Mapping[str, Any], processes: int, stages: Sequence[str]) -> None:
+    """Write a configuration into its run folder and run those of its steps that are of ``stages`` and not done."""
+    file = Path(config["run"]) / "config.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, yaml.safe_dump(dict(config), sort_keys=False).encode())
+    experiment = read_experiment([str(file), "--processes", str(processes)], doc=__doc__)
+    run_all(experiment, [step for step in list_steps(experiment.config) if step.stage in stages])
+
+
 def run_means(rehearsal: Rehearsal, cell: Cell, name: str) -> Path:
     """Make what a means changes in one thinning, and train its arms; the folder.
 
-    Raises ``TailfillError`` where a withheld patient has reached it.
+    Raises ``TailfillError`` where a withheld patient has reached it unasked.
     """
-    config = config_of(rehearsal, cell, name)
+    config, means = config_of(rehearsal, cell, name), MEANS[name]
     folder, source = Path(config["run"]), rehearsal.folder / cell.name
-    file = folder / "config.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    link(shared(MEANS[name], rehearsal), source=source, folder=folder)
-    write_atomically(file, yaml.safe_dump(config, sort_keys=False).encode())
-    experiment = read_experiment([str(file), "--processes", str(rehearsal.processes)], doc=__doc__)
-    run_all(experiment, [step for step in list_steps(experiment.config) if is_wanted(step)])
-    if not experiment.config.get("reconstruct", {"oracle": False})["oracle"]:  # which would hold withheld images
+    targets = {place: source / place for place in untouched(name, rehearsal)}
+    if means.informed:  # one generator for all thinnings: it has seen whatever they withhold
+        known = {key: value for key, value in config.items() if key != "reconstruct"} | {
+            "run": str(rehearsal.folder / "means" / name / "known"), "cohort": str(rehearsal.cohort_folder),
+            "seed": rehearsal.config["seed"], "arms": [RIVAL, BOTH[0]]}
+        run_steps(known, rehearsal.processes, ["finetune"])
+        targets["generator"] = Path(known["run"]) / "generator"
+    link(targets, folder=folder)
+    run_steps(config, rehearsal.processes, [stage for stage in LEARNT if stage != "finetune" or not means.informed])
+    if not means.knows_withheld:
         prove_apart([folder], thinned=load_cohort(source / "cohort"), withheld=load_cohort(source / "oracle"),
                     thinned_hash=require(source / "cohort", "cohort")["output_hash"])
     return folder
-
-
-def is_wanted(step: Step) -> bool:
-    """Whether a stage comes before predictions: those would be of the test split."""
-    return step.stage not in ("predict", "compare", "report")
 
 
 def logits_of(folder: Path, cohort: Cohort, arm: str) -> np.ndarray:
@@ -221,44 +171,47 @@ def logits_of(folder: Path, cohort: Cohort, arm: str) -> np.ndarray:
     return logits
 
 
-def measure(folders: Mapping[str, Sequence[Path]], cohort: Cohort, findings: Sequence[str], *, n_draws: int) -> Source:
+def measure(
+    folders: Mapping[str, Sequence[Path]], arms: Mapping[str, Sequence[str]], cohort: Cohort, findings: Sequence[str],
+    *, n_draws: int,
+) -> Source:
     """AP of every means and arm on the validation images and on resamples of their patients; seeds are thinnings.
 
-    ``folders``: name of a means to a folder per thinning. Arms are called ``MEANS ARM``.
+    ``folders``, ``arms``: name of a means to a folder per thinning, and to arms in them, here called ``MEANS ARM``.
     """
     frame = cohort.split("val")
     targets = label_matrix(frame, list(findings)).astype(np.float64)
     patients = pd.factorize(frame["patient_id"], sort=True)[0]
     draws = patient_draws(patients.max() + 1, n_draws, np.random.default_rng(1))
     columns, at = [cohort.labels.index(finding) for finding in findings], METRICS.index(METRIC)
-    arms = [(name, arm) for name in folders for arm in arms_of(MEANS[name])]
+    pairs = [(name, arm) for name in folders for arm in arms[name]]
     values, resampled = [], []
-    for name, arm in arms:
+    for name, arm in pairs:
         for folder in folders[name]:
             logits = logits_of(folder, cohort, arm)[:, columns].astype(np.float64)
             each = [ClassMetrics(labels=targets[:, k], logits=logits[:, k]) for k in range(len(findings))]
             values.append([evaluate(np.ones((len(frame), 1)))[at] for evaluate in each])
             resampled.append(bootstrap(each, patients=patients, draws=draws)[:, [at]])
-    shape = (len(arms), len(next(iter(folders.values()))), len(findings), 1)
+    shape = (len(pairs), len(next(iter(folders.values()))), len(findings), 1)
     members = {"mean": list(range(len(findings)))} | {finding: [k] for k, finding in enumerate(findings)}
     return Source(values=np.array(values).reshape(shape), resampled=np.stack(resampled).reshape(*shape, n_draws),
-                  arms=[" ".join(pair) for pair in arms], members=members, metrics=(METRIC,),
+                  arms=[" ".join(pair) for pair in pairs], members=members, metrics=(METRIC,),
                   scored=Scored(labels=targets, patients=patients, logits={}))
 
 
-def tabulate(source: Source, names: Sequence[str]) -> pd.DataFrame:
-    """One row per means and finding (``mean``: all of them), with 95 % intervals.
+def tabulate(source: Source, shown: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """One row per means, arm of ``shown`` and finding (``mean``: all of them), with 95 % intervals.
 
-    AP; gain over the means' rival; oracle: its gain over the repeats; share of it, null with a reason unless the
-    oracle's interval is above 0; against_base: AP minus that of the base's arm.
+    AP; gain over the arm's rival; oracle: its gain over the repeats; share of it, null with a reason unless the
+    oracle's interval is above 0; against_base: AP minus that of the base's arm, harmonised if this one is.
     """
     rows = []
-    for name in names:
-        means = MEANS[name]
-        own, rival, oracle, repeats = (f"{name} {arm}" for arm in (means.arm, means.rival, ORACLE, RIVAL))
-        pairs = {"gain": (own, rival), "oracle": (oracle, repeats), "against_base": (own, f"{BASE} {MEANS[BASE].arm}")}
+    for name, arm in [(name, arm) for name, arms in shown.items() for arm in arms]:
+        own, rival, oracle, repeats = (f"{name} {other}" for other in (arm, RIVALS[arm], ORACLE, RIVAL))
+        base = BOTH[arm.endswith(HARMONISED_ARM)]
+        pairs = {"gain": (own, rival), "oracle": (oracle, repeats), "against_base": (own, f"{BASE} {base}")}
         for label, at in source.members.items():
-            row: dict[str, object] = {"means": name, "finding": label, "n_seeds": source.values.shape[1],
+            row: dict[str, object] = {"means": name, "arm": arm, "finding": label, "n_seeds": source.values.shape[1],
                                       "AP": float(source.per_seed(own, None, at, 0).mean())}
             for key, pair in pairs.items():
                 one = source.interval(*pair, at, 0)
@@ -283,7 +236,8 @@ def main() -> None:
                 folders.setdefault(cell.findings, {}).setdefault(name, []).append(run_means(rehearsal, cell, name))
         torch.set_num_threads(int(rehearsal.config["threads"]))  # not before: forks would lose torch's threads
         cohort = load_cohort(rehearsal.cohort_folder)
-        table = pd.concat([tabulate(measure(one, cohort, findings, n_draws=options.n_draws), names).assign(
+        arms, shown = ({name: of(name, rehearsal) for name in names} for of in (arms_of, shown_arms))
+        table = pd.concat([tabulate(measure(one, arms, cohort, findings, n_draws=options.n_draws), shown).assign(
             findings=", ".join(findings)) for findings, one in folders.items()], ignore_index=True)
         write_table(table, rehearsal.folder / "means" / f"level_{cells[0].level}.parquet")
     sys.stdout.write(table.to_string(index=False, float_format=lambda value: f"{value:+.4f}") + "\n")

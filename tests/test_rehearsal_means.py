@@ -1,6 +1,7 @@
 """Means of raising the recovered share: legal settings, nothing trained into the rehearsal, gains that are planted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +10,8 @@ import rehearsal_means
 import yaml
 from experiment import is_done, list_steps
 from experiment_config import read_experiment
-from rehearsal_means import (
-    BASE,
-    MEANS,
-    cells_of,
-    check,
-    config_of,
-    is_wanted,
-    link,
-    measure,
-    parse,
-    shared,
-    tabulate,
-)
+from rehearsal_changes import BASE, MEANS, arms_of, shown_arms, untouched
+from rehearsal_means import LEARNT, cells_of, check, config_of, link, measure, parse, run_means, tabulate
 from rehearsal_runs import Rehearsal, child_config, open_rehearsal
 from withheld_toys import toy_frame, write_toy
 
@@ -31,7 +21,8 @@ from cohort.tables import load_cohort
 from cohort.withholding.cohorts import Thinning, write_thinned
 
 FINDINGS = ("Effusion", "Nodule")
-STRENGTH = {"duplicate": 1.0, "synthetic": 1.4, "oracle": 2.0, "better": 1.7}
+STRENGTH = {"duplicate": 1.0, "synthetic": 1.4, "oracle": 2.0, "better": 1.7, "duplicate-harmonised": 1.0,
+            "synthetic-harmonised": 1.2}
 """How well the logits of an arm, or of the arm of a means, know the labels."""
 
 
@@ -53,7 +44,7 @@ def finished(rehearsal: Rehearsal) -> Path:
                   thinned=folder / "cohort", withheld=folder / "oracle")
     (folder / "cache").mkdir()
     config = child_config(rehearsal, cell)
-    for step in [step for step in list_steps(config) if is_wanted(step)]:
+    for step in [step for step in list_steps(config) if step.stage in LEARNT]:
         weights = {"pretrained": Path(config["train"]["pretrained"])} if step.stage == "train" else {}
         settings = config[step.stage] | dict.fromkeys(weights, True)
         stage = Stage(step.stage, step.folder, config=settings, inputs=weights)
@@ -69,7 +60,8 @@ LEFT = {
                                                                                  "arm", "train"},
     "folds": {"critic", "filter", "arm", "train"}, "folds_band": {"critic", "filter", "arm", "train"},
     "loss_weight_0.3": {"arm", "train"}, "slots_150": {"arm", "train"}, "real_finish": {"critic", "arm", "train"},
-    "reconstructed_oracle": {"reconstruct", "arm", "train"}, "harmonised": set(),
+    "informed": {"finetune", "generate", "filter", "arm", "train"},
+    "reconstructed_oracle": {"reconstruct", "arm", "train"},
 }
 """Kinds of the stages that a means makes anew."""
 
@@ -81,10 +73,10 @@ def test_a_means_is_legal_and_makes_nothing_in_the_folders_of_the_rehearsal(name
     config = config_of(rehearsal, cell, name)
     folder = Path(config["run"])
     for _ in range(2):  # a second call finds its links
-        link(shared(MEANS[name], rehearsal), source=source, folder=folder)
+        link({place: source / place for place in untouched(name, rehearsal)}, folder=folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     experiment = read_experiment([str(folder / "config.yaml")], doc=None)
-    left = [step for step in list_steps(experiment.config) if is_wanted(step) and not is_done(step, experiment)]
+    left = [step for step in list_steps(experiment.config) if step.stage in LEARNT and not is_done(step, experiment)]
     assert not [step for step in left if step.folder.resolve().is_relative_to(source)]
     assert {step.kind for step in left} == LEFT.get(name, {step.kind for step in left})
     plain = config_of(rehearsal, cell, BASE)
@@ -106,17 +98,21 @@ def test_planted_gains_come_out_measured_on_all_validation_images(
 
     monkeypatch.setattr(rehearsal_means, "logits_of", planted)
     names = [BASE, "guidance_4"]
-    source = measure({name: [tmp_path / name / str(seed) for seed in range(3)] for name in names}, cohort, FINDINGS,
-                     n_draws=60)
+    arms, shown = ({name: of(name, rehearsal) for name in names} for of in (arms_of, shown_arms))
+    source = measure({name: [tmp_path / name / str(seed) for seed in range(3)] for name in names}, arms, cohort,
+                     FINDINGS, n_draws=60)
     assert len(source.scored.patients) == len(frame) > 100
-    table = tabulate(source, names).set_index(["means", "finding"])
+    table = tabulate(source, shown).set_index(["means", "arm", "finding"])
     assert set(table.index.get_level_values("finding")) == {"mean", *FINDINGS}
-    base, better = table.loc[(BASE, "mean")], table.loc[("guidance_4", "mean")]
+    base, better = (table.loc[(name, "synthetic", "mean")] for name in names)
     assert 0 < base["gain"] < better["gain"] < better["oracle"]
     assert (base["against_base"], base["oracle"]) == (0, better["oracle"])
     assert better["against_base"] == pytest.approx(better["gain"] - base["gain"])
     assert better["share"] == pytest.approx(better["gain"] / better["oracle"])
     assert base["ci_low"] < base["share"] < base["ci_high"]
+    harmonised = [table.loc[(name, "synthetic-harmonised", "mean")] for name in names]
+    assert [row["against_base"] for row in harmonised] == [0, 0]  # the same plant, against the base's own look
+    assert 0 < harmonised[1]["gain"] < base["gain"]
 
 
 def test_what_cannot_be_tried_is_refused_before_anything_is_made(rehearsal: Rehearsal, tmp_path: Path) -> None:
@@ -136,11 +132,40 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_made(rehearsal: Rehe
     rehearsal.config["fill"] = {}
     with pytest.raises(TailfillError, match="a section fill; wanted: heads"):
         check(rehearsal, cells[:1], [BASE])
-    link(["cohort"], source=source, folder=tmp_path / "means")
+    link({"cohort": source / "cohort"}, folder=tmp_path / "means")
     with pytest.raises(TailfillError, match="means/cohort: is a link of other settings; wanted: remove"):
-        link(["plan"], source=source, folder=tmp_path / "means")
+        link({"plan": source / "plan"}, folder=tmp_path / "means")
 
 
 def test_the_lowest_level_is_asked_where_none_is_named(rehearsal: Rehearsal) -> None:
     assert {cell.level for cell in cells_of(rehearsal, level=None, n_seeds=2)} == {10}
     assert [cell.seed for cell in cells_of(rehearsal, level=20, n_seeds=2)] == [0, 1]
+
+
+def test_who_asks_what_a_knowing_generator_brings_gets_one_of_the_whole_cohort_for_all_thinnings(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished(rehearsal)
+    cell = cells_of(rehearsal, level=10, n_seeds=None)[0]
+    ran: list[tuple[Path, Path, set[str]]] = []
+    monkeypatch.setattr(rehearsal_means, "run_all", lambda experiment, steps: ran.append(
+        (experiment.folder, Path(experiment.config["cohort"]), {step.stage for step in steps})))
+    proved: list[Path] = []
+    monkeypatch.setattr(rehearsal_means, "prove_apart", lambda folders, **_: proved.extend(folders))
+    folder = run_means(rehearsal, cell, "informed")
+    (known, cohort, stages), (thinning, thinned, others) = ran
+    assert (cohort, stages, thinning) == (rehearsal.cohort_folder, {"finetune"}, folder)
+    assert (folder / "generator").resolve() == (known / "generator").resolve()
+    assert thinned == rehearsal.folder / cell.name / "cohort" != cohort
+    assert others >= {"generate", "filter", "arm", "train"}
+    assert "finetune" not in others
+    assert not proved  # it would have to fail
+    assert run_means(rehearsal, cell, "finetuning_50") in proved
+    assert "finetune" in ran[-1][2]
+
+
+def test_rehearsals_without_harmonised_arms_show_none(rehearsal: Rehearsal) -> None:
+    assert shown_arms("informed", rehearsal) == ["synthetic", "synthetic-harmonised"]
+    plain = replace(rehearsal, section=replace(rehearsal.section, arms=("real", "duplicate", "synthetic", "oracle")))
+    assert shown_arms("informed", plain) == ["synthetic"]
+    assert arms_of("informed", plain) == ("duplicate", "synthetic", "oracle")
