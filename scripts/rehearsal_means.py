@@ -3,9 +3,10 @@
 A means is one change of settings: how strongly words guide the generator, where an image starts, how long fine-tuning
 lasts, which images are kept, how they are weighted. Each is tried on the very thinnings of the rehearsal: what it does
 not touch is linked, what it touches is made anew by the same stages, below ``RUN/rehearsal/means``, and proved free of
-withheld patients (but for those in scripts/rehearsal_changes.py that ask what knowing them would bring). Its arms are compared with
-their repeats and with the oracle on the *whole* validation split: at a tail's rarity the images that stayed could not
-tell anything. The test split is not read. Interrupted, the same command goes on. Written at the end, for each level::
+withheld patients, but for the two that ask what knowing them would bring (scripts/rehearsal_changes.py). Its arms are
+compared with their repeats and with the oracle on the *whole* validation split: at a tail's rarity the images that
+stayed could not tell anything. The test split is not read. Interrupted, the same command goes on. Written at the end,
+for each level::
 
     RUN/rehearsal/means/level_N.parquet    means x arm x finding: AP, gain over the rival, the oracle's, share
 
