@@ -23,7 +23,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ COLUMNS = {"mAP": ("AP", "all"), **{f"AUROC {group}": ("AUROC", group) for group
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One way to train; ``train`` holds what differs from ``COMMON``. ``{lite0}`` stands for ImageNet's weights."""
+    """One way to train; ``train`` holds what differs from ``COMMON``, and a word in braces is one of ``starts``."""
 
     arm: str = "real"
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -65,6 +65,8 @@ COMMON: dict[str, Any] = {"init_seed": "null", "model": "convnext_femto", "image
                           "batch_size": 32, "lr": 1e-3, "precision": "bf16", "loss": "weighted_asl"}
 LITE0 = {"model": "tf_efficientnet_lite0", "pretrained": "{lite0}", "precision": "no"}
 FROZEN = LITE0 | {"head_only": "true", "batch_size": 64, "steps": 300}
+VICREG = {"model": COMMON["model"], "image_size": 128, "steps": 600, "batch_size": 64, "lr": 1e-3, "precision": "bf16"}
+"""Of ``classify.pretrain``: as many steps as a whole training has, of twice the images in two views each."""
 PHANTOM = {"model": "convnext_atto", "backbone": str(ROOT / "models" / "backbone")}
 
 RECIPES: dict[str, Recipe] = {
@@ -78,7 +80,10 @@ RECIPES: dict[str, Recipe] = {
     "frozen ImageNet, 224 px": Recipe(train=FROZEN | {"image_size": 224}),
     "frozen ImageNet, 320 px": Recipe(train=FROZEN | {"image_size": 320}),
     "frozen phantom, 128 px": Recipe(train=PHANTOM | {"head_only": "true", "lr": 0.01, "batch_size": 64, "steps": 300}),
+    "frozen VICReg, 128 px": Recipe(train={"backbone": "{vicreg}", "head_only": "true", "lr": 0.01, "batch_size": 64,
+                                           "steps": 300}),
     "whole from nothing, 128 px": Recipe(),
+    "whole from VICReg, 128 px": Recipe(train={"backbone": "{vicreg}"}),
     "whole from phantom, 128 px": Recipe(train=PHANTOM),
     "whole from ImageNet, 128 px": Recipe(train=LITE0),
 }
@@ -122,18 +127,37 @@ def fixed_keys(words: Sequence[str]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def settings_of(recipe: Recipe, fixed: Mapping[str, str], *, lite0: Path) -> dict[str, Any]:
+def starts(recipes: Iterable[Recipe], run: Run, config: Path) -> dict[str, Path]:
+    """What the words in braces of ``recipes`` stand for: weights or a backbone in the run, made unless it is there."""
+    wanted, found = {value for recipe in recipes for value in recipe.train.values()}, {}
+    if "{lite0}" in wanted:
+        found["{lite0}"] = run.folder / "lite0.safetensors"
+        if not found["{lite0}"].is_file():
+            save_weights(load_lite0().state_dict(), found["{lite0}"])
+    if "{vicreg}" in wanted:
+        found["{vicreg}"] = run.folder / "pretrain"
+        call("classify.pretrain", "--config", config.resolve(), *shared_words(run),
+             *(f"--pretrain.{key}={value}" for key, value in VICREG.items()))
+    return found
+
+
+def shared_words(run: Run) -> list[str]:
+    """A run as words of a command line."""
+    return [f"--{key}={getattr(run, key)}" for key in ("run", "cohort", "threads", "tracker", "n_seeds")]
+
+
+def settings_of(recipe: Recipe, fixed: Mapping[str, str], starts: Mapping[str, Path]) -> dict[str, Any]:
     """The keys of the section ``train``, as words of a command line or numbers; ``fixed`` wins."""
     settings = COMMON | dict(recipe.train) | dict(fixed)
-    return {key: str(lite0) if value == "{lite0}" else value for key, value in settings.items()}
+    return {key: str(starts.get(value, value)) if isinstance(value, str) else value for key, value in settings.items()}
 
 
-def train(recipe: Recipe, run: Run, config: Path, *, fixed: Mapping[str, str], lite0: Path) -> Path:
+def train(recipe: Recipe, run: Run, config: Path, settings: Mapping[str, Any]) -> Path:
     """The folder of the recipe's weights, trained unless they are there."""
     write_arm(run, ArmConfig(), arm=recipe.arm, seed=0)
-    options = [f"--train.{key}={value}" for key, value in settings_of(recipe, fixed, lite0=lite0).items()]
-    shared = [f"--{key}={getattr(run, key)}" for key in ("run", "cohort", "threads", "tracker", "n_seeds")]
-    call("classify.train", "--config", config.resolve(), *shared, *options, "--arm", recipe.arm, "--arm-seed", 0)
+    options = [f"--train.{key}={value}" for key, value in settings.items()]
+    call("classify.train", "--config", config.resolve(), *shared_words(run), *options, "--arm", recipe.arm,
+         "--arm-seed", 0)
     return run.folder / "train" / recipe.arm / "seed_0"
 
 
@@ -189,25 +213,24 @@ def ensembles_of(logits: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def run_recipes(options: argparse.Namespace) -> pd.DataFrame:
     """Train what is left to train, and measure everything that was asked for."""
     out, fixed = options.out.resolve(), fixed_keys(options.set)
-    cache, lite0 = out / "cache", out / "lite0.safetensors"
+    cache = out / "cache"
     chosen = {name: recipe for name, recipe in RECIPES.items() if name.startswith(tuple(options.only))}
     if not chosen:
         raise TailfillError(f"--only {' '.join(options.only)}: no recipe's name begins so; see --list")
     call("cohort.prepare", "--config", options.config.resolve(), f"--run={out}")
     cohort = load_cohort(out / "cohort")
-    if not lite0.is_file():
-        save_weights(load_lite0().state_dict(), lite0)
+    common: dict[str, Any] = {"cohort": str(cohort.folder), "threads": options.threads, "n_seeds": 1, "tracker": "none"}
+    found = starts(chosen.values(), Run(run=str(out), **common), options.config)
     rows = patient_draws(cohort.split("val")["patient_id"].nunique(), 1000, np.random.default_rng(0))
     draws = np.concatenate([np.ones((len(rows), 1), dtype=np.uint16), rows], axis=1)
     measured, minutes, logits = {}, {}, {}
     for name, recipe in chosen.items():
-        run = Run(run=str(out / name.replace(", ", "_").replace(" ", "-")), cohort=str(out / "cohort"), n_seeds=1,
-                  threads=options.threads, tracker="none")
+        run = Run(run=str(out / name.replace(", ", "_").replace(" ", "-")), **common)
         run.folder.mkdir(exist_ok=True)
         cache.mkdir(exist_ok=True)
         if not (run.folder / "cache").exists():
             (run.folder / "cache").symlink_to(cache)
-        folder = train(recipe, run, options.config, fixed=fixed, lite0=lite0)
+        folder = train(recipe, run, options.config, settings_of(recipe, fixed, found))
         minutes[name] = require(folder, "train")["seconds"] / 60
         logits[name] = validation_logits(folder, cohort, cache)
         measured[name] = measure(logits[name], cohort, draws)

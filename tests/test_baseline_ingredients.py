@@ -14,10 +14,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from classify.learning.models import Card, build_classifier, save_card, save_weights
 from classify.learning.settings import TrainConfig
+from classify.pretrain import PretrainConfig
+from cohort.config import Run
 from cohort.errors import TailfillError
 from cohort.stage import Stage
 from cohort.tables import Cohort
 from synth.measuring.encoders import load_lite0
+
+BACKBONE = Path(__file__).parent.parent / "models" / "backbone"
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +42,22 @@ def test_the_file_makes_the_encoders_features_of_grey_images(lite0: Path) -> Non
 @pytest.mark.parametrize("name", ingredients.RECIPES)
 def test_every_recipe_is_one_that_train_accepts(name: str, lite0: Path) -> None:
     """As the command line passes them: words that the section's types read."""
-    settings = ingredients.settings_of(ingredients.RECIPES[name], {}, lite0=lite0)
+    settings = ingredients.settings_of(ingredients.RECIPES[name], {}, {"{lite0}": lite0, "{vicreg}": BACKBONE})
+    assert not [value for value in settings.values() if str(value).startswith("{")]
     words = {"null": None, "true": True}
     TrainConfig(**{key: words.get(str(value), value) for key, value in settings.items()})
+
+
+def test_a_start_is_made_only_for_recipes_that_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[object, ...]] = []
+    monkeypatch.setattr(ingredients, "call", lambda *words: called.append(words))
+    run = Run(run=str(tmp_path), cohort=str(tmp_path / "cohort"))
+    recipes = ingredients.RECIPES
+    assert ingredients.starts([recipes["whole from nothing, 128 px"]], run, tmp_path) == {}
+    found = ingredients.starts([recipes["whole from VICReg, 128 px"]], run, tmp_path)
+    assert found == {"{vicreg}": tmp_path / "pretrain"}
+    assert [words[0] for words in called] == ["classify.pretrain"]
+    PretrainConfig(**ingredients.VICREG)  # legal
 
 
 def test_ensembles_are_of_recipes_and_no_recipe_bears_an_ensemble_s_name() -> None:
