@@ -65,8 +65,8 @@ COMMON: dict[str, Any] = {"init_seed": "null", "model": "convnext_femto", "image
                           "batch_size": 32, "lr": 1e-3, "precision": "bf16", "loss": "weighted_asl"}
 LITE0 = {"model": "tf_efficientnet_lite0", "pretrained": "{lite0}", "precision": "no"}
 FROZEN = LITE0 | {"head_only": "true", "batch_size": 64, "steps": 300}
-VICREG = {"model": COMMON["model"], "image_size": 128, "steps": 600, "batch_size": 64, "lr": 1e-3, "precision": "bf16"}
-"""Of ``classify.pretrain``: as many steps as a whole training has, of twice the images in two views each."""
+VICREG = {"model": COMMON["model"], "image_size": 128, "steps": 400, "batch_size": 64, "lr": 1e-3, "precision": "bf16"}
+"""Of ``classify.pretrain``: half an hour of one core, three times as long as the training that starts from it."""
 PHANTOM = {"model": "convnext_atto", "backbone": str(ROOT / "models" / "backbone")}
 
 RECIPES: dict[str, Recipe] = {
