@@ -9,6 +9,7 @@ from typing import Any
 
 from rehearsal_runs import Rehearsal, need_reconstruction
 
+from classify.arms.rivals import ARMS
 from classify.comparison.pairs import HARMONISED_ARM, RIVALS
 from classify.comparison.recovered import ORACLE
 from classify.rehearsal.shares import RIVAL
@@ -27,7 +28,10 @@ class Means:
     arms: tuple[str, ...] = ("synthetic",)
     """Harmonised ones only where the rehearsal has them."""
     informed: bool = False
-    """Whether the generator learns from the whole cohort, withheld patients too: no means, but a question."""
+    """Whether the generator learns from the whole cohort, withheld patients too: no means, but a question.
+
+    One generator for all thinnings, so the interval does not hold how generators differ; copies of withheld images are
+    not looked for. ``finetune.steps`` differ from the base's as well."""
 
     @property
     def knows_withheld(self) -> bool:
@@ -65,8 +69,8 @@ LINKED = ("plan", "finetune", "generate", "filter")
 
 
 def shown_arms(name: str, rehearsal: Rehearsal) -> list[str]:
-    """The arms that show a means: harmonised ones only where the rehearsal has reconstructed images for them."""
-    harmonised = need_reconstruction(rehearsal.section.arms)
+    """The arms that show a means: harmonised ones only where the rehearsal has its own."""
+    harmonised = BOTH[1] in rehearsal.section.arms
     return [arm for arm in MEANS[name].arms if harmonised or not arm.endswith(HARMONISED_ARM)]
 
 
@@ -91,7 +95,6 @@ def untouched(name: str, rehearsal: Rehearsal) -> list[str]:
     if "train" not in means.changes:
         names += [f"train/real/seed_{seed}" for seed in rehearsal.config["filter"]["critic_seeds"]]
     if not means.changes.keys() - MADE_ANEW.keys():  # important: nothing may train into the rehearsal's own folders
-        repeats = {RIVAL} if "reconstruct" in anew else {RIVALS[arm] for arm in arms if arm in means.arms} | {RIVAL}
-        kept = [arm for arm in arms if not anew or arm in repeats]  # the oracle fills slots as the filter did
+        kept = [arm for arm in arms if anew.isdisjoint(ARMS[arm].needs)]  # slots of others follow from what is made
         names += [f"{stage}/{arm}/seed_0" for arm in kept for stage in ("arms", "train")]
     return names

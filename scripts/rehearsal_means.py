@@ -11,8 +11,8 @@ for each level::
     RUN/rehearsal/means/level_N.parquet    means x arm x finding: AP, gain over the rival, the oracle's, share
 
 Not promised: that the best of many means is as good as it looks here, which is what the test split is kept for; and a
-fair hearing for what learns from validation labels. Nobody has learnt from withheld images, but the few that stayed set
-the filter's thresholds, and critics of ``filter.folds`` learn from them.
+fair hearing for what learns from validation labels. Nobody but these two has learnt from withheld images, but the few
+that stayed set the filter's thresholds, and critics of ``filter.folds`` learn from them.
 
 ::
 
@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 import yaml
 from experiment import list_steps, run_all
-from experiment_config import read_experiment
+from experiment_config import Experiment, read_experiment
 from experiment_processes import run_interruptible, sole_owner
 from rehearsal_changes import BASE, BOTH, MEANS, arms_of, merge, shown_arms, untouched
 from rehearsal_runs import Rehearsal, child_config, need_reconstruction, open_rehearsal
@@ -102,11 +102,20 @@ def config_of(rehearsal: Rehearsal, cell: Cell, name: str) -> dict[str, Any]:
     endpoint = {"compare": {"endpoint": {"arm": shown, "rival": RIVALS[shown]}}}
     folder = rehearsal.folder / "means" / name / cell.name
     merged = merge(config, MEANS[name].changes | endpoint) | {"run": str(folder), "arms": list(arms)}
+    if "finetune" in merged["expected_seconds"]:
+        merged["expected_seconds"]["finetune"] *= merged["finetune"]["steps"] / config["finetune"]["steps"]
     return {key: value for key, value in merged.items() if key != "reconstruct" or need_reconstruction(arms)}
 
 
+def informed_config(rehearsal: Rehearsal, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The run of a generator that has seen whatever thinnings withhold, and serves them all."""
+    return {key: value for key, value in config.items() if key != "reconstruct"} | {
+        "run": str(rehearsal.folder / "means" / "informed" / "known"), "cohort": str(rehearsal.cohort_folder),
+        "seed": rehearsal.config["seed"], "arms": [RIVAL, BOTH[0]]}
+
+
 def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> None:
-    """Raise ``TailfillError`` for what would fail hours later: means that this rehearsal cannot try, runs that lack."""
+    """Lay out every run; raise ``TailfillError`` for what would fail hours later: missing stages, illegal settings."""
     if not rehearsal.section.quick or "fill" in rehearsal.config:
         raise TailfillError("rehearsal.quick is false, or there is a section fill; wanted: heads on features "
                             "(rehearsal.quick: true), and generate with filter")
@@ -116,6 +125,7 @@ def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> 
             if place != "cache" and read_stamp(source) is None:
                 raise TailfillError(f"{source}: is no complete stage, which '{name}' starts from; wanted: a complete "
                                     "rehearsal (scripts/rehearse.py) with this arm")
+        lay_out(rehearsal, cell, name)
 
 
 def link(targets: Mapping[str, Path], *, folder: Path) -> None:
@@ -130,13 +140,24 @@ def link(targets: Mapping[str, Path], *, folder: Path) -> None:
             place.symlink_to(target)
 
 
-def run_steps(config: Mapping[str, Any], processes: int, stages: Sequence[str]) -> None:
-    """Write a configuration into its run folder and run those of its steps that are of ``stages`` and not done."""
+def write_config(config: Mapping[str, Any], processes: int) -> Experiment:
+    """Write a configuration into its run folder and check it; raises ``TailfillError`` as an experiment would."""
     file = Path(config["run"]) / "config.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, yaml.safe_dump(dict(config), sort_keys=False).encode())
-    experiment = read_experiment([str(file), "--processes", str(processes)], doc=__doc__)
-    run_all(experiment, [step for step in list_steps(experiment.config) if step.stage in stages])
+    return read_experiment([str(file), "--processes", str(processes)], doc=__doc__)
+
+
+def lay_out(rehearsal: Rehearsal, cell: Cell, name: str) -> list[Experiment]:
+    """Link what a means does not touch in one thinning; what is to run, the thinning's own experiment last."""
+    config = config_of(rehearsal, cell, name)
+    folder, source = Path(config["run"]), rehearsal.folder / cell.name
+    configs, targets = [config], {place: source / place for place in untouched(name, rehearsal)}
+    if MEANS[name].informed:
+        configs.insert(0, informed_config(rehearsal, config))
+        targets["generator"] = Path(configs[0]["run"]) / "generator"
+    link(targets, folder=folder)
+    return [write_config(one, rehearsal.processes) for one in configs]
 
 
 def run_means(rehearsal: Rehearsal, cell: Cell, name: str) -> Path:
@@ -144,21 +165,17 @@ def run_means(rehearsal: Rehearsal, cell: Cell, name: str) -> Path:
 
     Raises ``TailfillError`` where a withheld patient has reached it unasked.
     """
-    config, means = config_of(rehearsal, cell, name), MEANS[name]
-    folder, source = Path(config["run"]), rehearsal.folder / cell.name
-    targets = {place: source / place for place in untouched(name, rehearsal)}
-    if means.informed:  # one generator for all thinnings: it has seen whatever they withhold
-        known = {key: value for key, value in config.items() if key != "reconstruct"} | {
-            "run": str(rehearsal.folder / "means" / name / "known"), "cohort": str(rehearsal.cohort_folder),
-            "seed": rehearsal.config["seed"], "arms": [RIVAL, BOTH[0]]}
-        run_steps(known, rehearsal.processes, ["finetune"])
-        targets["generator"] = Path(known["run"]) / "generator"
-    link(targets, folder=folder)
-    run_steps(config, rehearsal.processes, [stage for stage in LEARNT if stage != "finetune" or not means.informed])
-    if not means.knows_withheld:
-        prove_apart([folder], thinned=load_cohort(source / "cohort"), withheld=load_cohort(source / "oracle"),
+    *informed, experiment = lay_out(rehearsal, cell, name)
+    for known in informed:
+        run_all(known, [step for step in list_steps(known.config) if step.stage == "finetune"])
+    wanted = [stage for stage in LEARNT if stage != "finetune" or not informed]
+    run_all(experiment, [step for step in list_steps(experiment.config) if step.stage in wanted])
+    if not MEANS[name].knows_withheld:
+        source = rehearsal.folder / cell.name
+        prove_apart([experiment.folder], thinned=load_cohort(source / "cohort"),
+                    withheld=load_cohort(source / "oracle"),
                     thinned_hash=require(source / "cohort", "cohort")["output_hash"])
-    return folder
+    return experiment.folder
 
 
 def logits_of(folder: Path, cohort: Cohort, arm: str) -> np.ndarray:

@@ -44,21 +44,28 @@ def test_every_recipe_is_one_that_train_accepts(name: str, lite0: Path, tmp_path
     made = ingredients.VICREG
     save_card(Card(model=made["model"], image_size=made["image_size"], labels=[], mean=0.5, std=0.25), tmp_path)
     (tmp_path / WEIGHTS_FILE).touch()
-    settings = ingredients.settings_of(ingredients.RECIPES[name], {}, {"{lite0}": lite0, "{vicreg}": tmp_path})
+    found = {"{lite0}": lite0, "{vicreg}": tmp_path}
+    settings = ingredients.settings_of(ingredients.RECIPES[name], {}, found.__getitem__)
     assert not [value for value in settings.values() if str(value).startswith("{")]
     words = {"null": None, "true": True}
     TrainConfig(**{key: words.get(str(value), value) for key, value in settings.items()})
 
 
-def test_a_start_is_made_only_for_recipes_that_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_is_made_when_a_recipe_names_it_of_the_size_that_is_set(
+    lite0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     called: list[tuple[object, ...]] = []
     monkeypatch.setattr(ingredients, "call", lambda *words: called.append(words))
+    monkeypatch.setattr(ingredients, "load_lite0", lambda: pytest.fail("the file is there"))
     run = Run(run=str(tmp_path), cohort=str(tmp_path / "cohort"))
-    recipes = ingredients.RECIPES
-    assert ingredients.starts([recipes["whole from nothing, 128 px"]], run, tmp_path) == {}
-    found = ingredients.starts([recipes["whole from VICReg, 128 px"]], run, tmp_path)
-    assert found == {"{vicreg}": tmp_path / "pretrain"}
-    assert [words[0] for words in called] == ["classify.pretrain"]
+    (tmp_path / "lite0.safetensors").symlink_to(lite0)
+    fixed = {"image_size": "64", "steps": "3"}
+    assert ingredients.find_start("{lite0}", run, tmp_path, fixed=fixed) == tmp_path / "lite0.safetensors"
+    assert not called
+    assert ingredients.find_start("{vicreg}", run, tmp_path, fixed=fixed) == tmp_path / "pretrain"
+    (words,) = called
+    assert words[0] == "classify.pretrain"
+    assert {f"--run={tmp_path}", "--pretrain.image_size=64", "--pretrain.steps=400"} <= set(words)
     PretrainConfig(**ingredients.VICREG)  # legal
 
 

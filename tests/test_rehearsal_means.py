@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rehearsal_means
-import yaml
 from experiment import is_done, list_steps
 from experiment_config import read_experiment
-from rehearsal_changes import BASE, MEANS, arms_of, shown_arms, untouched
+from rehearsal_changes import BASE, MADE_ANEW, MEANS, arms_of, shown_arms
 from rehearsal_means import LEARNT, cells_of, check, config_of, link, measure, parse, run_means, tabulate
 from rehearsal_runs import Rehearsal, child_config, open_rehearsal
 from withheld_toys import toy_frame, write_toy
 
+from classify.arms.rivals import ARMS
+from classify.rehearsal.choices import Cell
 from cohort.errors import TailfillError
 from cohort.stage import Stage
 from cohort.tables import load_cohort
@@ -36,11 +37,12 @@ def rehearsal(repository: Path, tmp_path: Path) -> Rehearsal:
     return open_rehearsal(read_experiment([str(repository / "configs" / "rehearse_nih128.yaml"), *words], doc=None))
 
 
-def finished(rehearsal: Rehearsal) -> Path:
-    """The first run, with stamps of its stages as their settings would have them, and nothing else."""
-    cell = cells_of(rehearsal, level=10, n_seeds=None)[0]
+def finished(rehearsal: Rehearsal, cell: Cell | None = None) -> Path:
+    """A run, the first where none is named, with stamps of its stages as their settings would have them, nothing else.
+    """
+    cell = cell or cells_of(rehearsal, level=10, n_seeds=None)[0]
     folder = rehearsal.folder / cell.name
-    write_thinned(rehearsal.cohort_folder, Thinning(findings=cell.findings, level=10, seed=0),
+    write_thinned(rehearsal.cohort_folder, Thinning(findings=cell.findings, level=10, seed=cell.seed),
                   thinned=folder / "cohort", withheld=folder / "oracle")
     (folder / "cache").mkdir()
     config = child_config(rehearsal, cell)
@@ -54,14 +56,14 @@ def finished(rehearsal: Rehearsal) -> Path:
     return folder
 
 
+NONE, SLOTS = frozenset[str](), frozenset({"arm", "train"})
+IMAGES, CRITICS = SLOTS | {"generate", "filter"}, SLOTS | {"critic", "filter"}
 LEFT = {
-    BASE: set(), "unfiltered": set(), "guidance_2.5": {"generate", "filter", "arm", "train"},
-    "from_real": {"plan", "generate", "filter", "arm", "train"}, "finetuning_50": {"finetune", "generate", "filter",
-                                                                                 "arm", "train"},
-    "folds": {"critic", "filter", "arm", "train"}, "folds_band": {"critic", "filter", "arm", "train"},
-    "loss_weight_0.3": {"arm", "train"}, "slots_150": {"arm", "train"}, "real_finish": {"critic", "arm", "train"},
-    "informed": {"finetune", "generate", "filter", "arm", "train"},
-    "reconstructed_oracle": {"reconstruct", "arm", "train"},
+    BASE: NONE, "unfiltered": NONE, "guidance_2.5": IMAGES, "guidance_4": IMAGES, "from_real": IMAGES | {"plan"},
+    "finetuning_50": IMAGES | {"finetune"}, "finetuning_400": IMAGES | {"finetune"}, "informed": IMAGES | {"finetune"},
+    "folds": CRITICS, "folds_band": CRITICS, "folds_entropy": CRITICS, "loss_weight_0.3": SLOTS,
+    "all_added_slots": SLOTS, "slots_30": SLOTS, "slots_150": SLOTS, "real_finish": SLOTS | {"critic"},
+    "reconstructed_oracle": SLOTS | {"reconstruct"},
 }
 """Kinds of the stages that a means makes anew."""
 
@@ -69,19 +71,20 @@ LEFT = {
 @pytest.mark.parametrize("name", MEANS)
 def test_a_means_is_legal_and_makes_nothing_in_the_folders_of_the_rehearsal(name: str, rehearsal: Rehearsal) -> None:
     source, cell = finished(rehearsal), cells_of(rehearsal, level=None, n_seeds=None)[0]
-    check(rehearsal, [cell], [name])
-    config = config_of(rehearsal, cell, name)
-    folder = Path(config["run"])
     for _ in range(2):  # a second call finds its links
-        link({place: source / place for place in untouched(name, rehearsal)}, folder=folder)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    experiment = read_experiment([str(folder / "config.yaml")], doc=None)
+        check(rehearsal, [cell], [name])
+    config = config_of(rehearsal, cell, name)
+    experiment = read_experiment([str(Path(config["run"]) / "config.yaml")], doc=None)
     left = [step for step in list_steps(experiment.config) if step.stage in LEARNT and not is_done(step, experiment)]
     assert not [step for step in left if step.folder.resolve().is_relative_to(source)]
-    assert {step.kind for step in left} == LEFT.get(name, {step.kind for step in left})
+    assert {step.kind for step in left} == LEFT[name]
+    anew = {stage for section in MEANS[name].changes for stage in MADE_ANEW.get(section, ())}
+    assert {step.arm for step in left if step.kind == "train"} >= {
+        arm for arm in config["arms"] if anew & set(ARMS[arm].needs)}  # their slots are others
     plain = config_of(rehearsal, cell, BASE)
     changed = {key for key in config if config[key] != plain.get(key)}
-    assert changed - {"run", "arms", "compare", "reconstruct"} == set(MEANS[name].changes) - {"reconstruct"}
+    other = {"run", "arms", "compare", "reconstruct", "expected_seconds"}
+    assert changed - other == set(MEANS[name].changes) - {"reconstruct"}
 
 
 def test_planted_gains_come_out_measured_on_all_validation_images(
@@ -145,22 +148,25 @@ def test_the_lowest_level_is_asked_where_none_is_named(rehearsal: Rehearsal) -> 
 def test_who_asks_what_a_knowing_generator_brings_gets_one_of_the_whole_cohort_for_all_thinnings(
     rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished(rehearsal)
-    cell = cells_of(rehearsal, level=10, n_seeds=None)[0]
+    cells = cells_of(rehearsal, level=10, n_seeds=2)
+    for cell in cells:
+        finished(rehearsal, cell)
     ran: list[tuple[Path, Path, set[str]]] = []
     monkeypatch.setattr(rehearsal_means, "run_all", lambda experiment, steps: ran.append(
         (experiment.folder, Path(experiment.config["cohort"]), {step.stage for step in steps})))
     proved: list[Path] = []
     monkeypatch.setattr(rehearsal_means, "prove_apart", lambda folders, **_: proved.extend(folders))
-    folder = run_means(rehearsal, cell, "informed")
-    (known, cohort, stages), (thinning, thinned, others) = ran
-    assert (cohort, stages, thinning) == (rehearsal.cohort_folder, {"finetune"}, folder)
-    assert (folder / "generator").resolve() == (known / "generator").resolve()
-    assert thinned == rehearsal.folder / cell.name / "cohort" != cohort
-    assert others >= {"generate", "filter", "arm", "train"}
-    assert "finetune" not in others
-    assert not proved  # it would have to fail
-    assert run_means(rehearsal, cell, "finetuning_50") in proved
+    folders = [run_means(rehearsal, cell, "informed") for cell in cells]
+    known = ran[0][0]
+    assert ran[0] == ran[2] == (known, rehearsal.cohort_folder, {"finetune"})
+    for folder, cell, (thinning, cohort, stages) in zip(folders, cells, ran[1::2], strict=True):
+        assert (folder / "generator").resolve() == (known / "generator").resolve()
+        assert (thinning, cohort) == (folder, rehearsal.folder / cell.name / "cohort")
+        assert stages >= {"generate", "filter", "arm", "train"}
+        assert "finetune" not in stages
+    run_means(rehearsal, cells[0], "reconstructed_oracle")
+    assert not proved  # the proof would have to fail
+    assert run_means(rehearsal, cells[0], "finetuning_50") in proved
     assert "finetune" in ran[-1][2]
 
 
@@ -169,3 +175,5 @@ def test_rehearsals_without_harmonised_arms_show_none(rehearsal: Rehearsal) -> N
     plain = replace(rehearsal, section=replace(rehearsal.section, arms=("real", "duplicate", "synthetic", "oracle")))
     assert shown_arms("informed", plain) == ["synthetic"]
     assert arms_of("informed", plain) == ("duplicate", "synthetic", "oracle")
+    repeats = replace(rehearsal.section, arms=("duplicate", "synthetic", "oracle", "duplicate-harmonised"))
+    assert shown_arms("informed", replace(rehearsal, section=repeats)) == ["synthetic"]
