@@ -1,7 +1,7 @@
 """What each ingredient gives a baseline of real images alone: loss, sampler, resolution, head, initial weights.
 
 Synthetic images are worth what they add to the best that real ones can do, so that comes first. Every recipe is a run
-of the stages ``arm`` and ``train``, two of them after ``pretrain``, on one prepared cohort, with one seed, judged on the
+of the stages ``arm`` and ``train`` (two start from ``pretrain``) on one prepared cohort, with one seed, judged on the
 *validation* split alone: the test split is not read. An ensemble is the mean of its recipes' probabilities. The table
 gives mAP over all classes and AUROC of head, medium and tail with percentile intervals over 1,000 resamples of
 validation patients, and the paired difference in mAP from the first recipe.
