@@ -23,7 +23,7 @@ import jinja2
 from classify.pages.accounts import cost_chapter, curves_chapter, scarcity_chapter, settings_chapter
 from classify.pages.amounts import amount_chapters
 from classify.pages.blocks import Chapter, plain
-from classify.pages.cautions import control_chapters, signature_chapters, top_cautions
+from classify.pages.cautions import control_chapters, drawn_chapters, signature_chapters, top_cautions
 from classify.pages.evidence import Evidence, load_evidence, report_inputs
 from classify.pages.limits import limits
 from classify.pages.originality import originality_chapters
@@ -68,6 +68,7 @@ def chapters(evidence: Evidence, config: ReportConfig) -> list[Chapter]:
         scarcity_chapter(evidence),
         samples_chapter(evidence, n_samples=config.n_samples, max_classes=config.max_classes,
                         picture_px=config.picture_px),
+        *drawn_chapters(evidence),
         fidelity_chapter(evidence),
         *originality_chapters(evidence, n_samples=config.n_samples, picture_px=config.picture_px),
         *amount_chapters(evidence),

@@ -15,6 +15,7 @@ Written are, in ``RUN/synthetic``:
                          with what real train images reach among themselves, and, with ``filter.reconstructed``,
                          through the generator's autoencoder
     nearest.parquet      every image made with its nearest training image, and memorised.parquet: the set as a whole
+    drawn.parquet        whether what was asked for can be read in the images made, finding by finding, by the critics
     probe.parquet        how well a linear probe tells synthetic from real images, and what that would betray
     patients.parquet     whose images thresholds, critic and generator have learnt from
 
@@ -59,6 +60,7 @@ from synth.judging.rules import RULES, apply_rules, check_rules, read_by
 from synth.judging.rules import own_files as rule_files
 from synth.judging.sanity import PixelStatistics
 from synth.judging.verdicts import decide, explain, list_scores, list_thresholds
+from synth.measuring.drawn import write_drawn
 from synth.measuring.encoders import check_encoder, make_encoders
 from synth.measuring.encoders import own_files as encoder_files
 from synth.measuring.fidelity import measure_sets
@@ -238,11 +240,13 @@ def judge(
     write_table(list_thresholds(verdicts), stage.folder / "thresholds.parquet")
     write_table(fidelity, stage.folder / "fidelity.parquet")
     write_table(probe_origin(evidence, keep=keep), stage.folder / "probe.parquet")
+    outputs = [*OUTPUTS, *([write_drawn(evidence, stage.folder)] if "critic" in config.reads else [])]
     if "copies" in config.reads:
         write_copies(stage.folder, made, evidence, cohort, rng)
+        outputs += COPIES
     write_patients(stage.folder, cohort.split("train", "val")["patient_id"], salt=cohort.salt, inherited=inputs.learnt)
     counts = count(inputs, synthetic, list(verdicts))
-    stage.finish(outputs=OUTPUTS + (COPIES if "copies" in config.reads else []), counts=counts, extra={
+    stage.finish(outputs=outputs, counts=counts, extra={
         "rules": list(verdicts), "roots": {"synthetic": str(inputs.folder.resolve())}, "scarce": inputs.scarce,
         "provenance": (read_stamp(inputs.folder) or {})["extra"].get("provenance", "unknown"),
     })

@@ -36,6 +36,33 @@ def top_cautions(cohort_extra: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{said} {SHARED}",) if said else ()
 
 
+def drawn_chapters(evidence: Evidence) -> list[Chapter]:
+    """Whether what was asked for can be read in the images made; none for a filter without critics."""
+    if evidence.drawn.empty:
+        return []
+    notes, rows = Notes(), []
+    for row in evidence.drawn.to_dict("records"):
+        cells = []
+        for kind in (("auroc", "ci_low", "ci_high"), ("real_auroc", "real_low", "real_high")):
+            value, low, high = (row[key] for key in kind)
+            cells += [notes.dash(row["reason"] or "too few images made")] * 2 if is_null(value) else [
+                number(value), f"{number(low)} to {number(high)}"]
+        says = str(row["says"]) if is_null(row["reason"]) else f"{row['says']} {notes.dash(row['reason'])}"
+        rows.append((str(row["label"]), says, *cells, f"{count(row['n_asked'])} / {count(row['n_not_asked'])}",
+                     count(row["n_real_patients"])))
+    table = Table(title="Critics' AUROC: asked for against not, in images made and in real ones", text=2,
+                  rows=tuple(rows), notes=notes.lines(),
+                  columns=("Finding", "Verdict", "Images made", "95 % interval", "Real images", "95 % interval",
+                           "Made: asked / not", "Real patients with it"))
+    return [Chapter(
+        anchor="drawn", title="Does it draw what was asked?", blocks=(table,), sources=("synthetic/drawn.parquet",),
+        words=("Classifiers that have learnt from real images alone read all images made, before any rule: how well do "
+               "their scores rank those that were asked for a finding above those that were not? At .5 the finding "
+               "cannot be read in them, and images that do not show it teach nothing. The same classifiers on real "
+               "images are the most that can be expected. Whatever else prompts with a finding have more often, a view "
+               "or a companion, is read with it.",))]
+
+
 def control_chapters(evidence: Evidence) -> list[Chapter]:
     """One chapter, or none for a cohort without controls."""
     if evidence.controls.empty:

@@ -71,6 +71,7 @@ class Evidence:
     nearest: pd.DataFrame
     memorised: pd.DataFrame
     probe: pd.DataFrame
+    drawn: pd.DataFrame
     comparison: pd.DataFrame
     recovered: pd.DataFrame
     controls: pd.DataFrame
@@ -165,6 +166,7 @@ def load_evidence(run: Run) -> Evidence:
         nearest=optional_table(folders["filter"] / "nearest.parquet"),
         memorised=optional_table(folders["filter"] / "memorised.parquet"),
         probe=optional_table(folders["filter"] / "probe.parquet"),
+        drawn=optional_table(folders["filter"] / "drawn.parquet"),
         comparison=read_table(verify(folders["compare"], "compare", "comparison.parquet"), comparison_schema()),
         recovered=optional_table(folders["compare"] / "recovered.parquet"),
         controls=optional_table(folders["compare"] / "controls.parquet"),

@@ -14,8 +14,8 @@ from cohort.pipeline import is_stale
 
 def limits(evidence: Evidence) -> list[str]:
     """What this run cannot say, derived from what it holds."""
-    found = [*_limits_of_support(evidence), *_limits_of_slots(evidence), *_limits_of_design(evidence),
-             *_limits_of_cohort(evidence), *_limits_of_provenance(evidence)]
+    found = [*_limits_of_support(evidence), *_limits_of_images(evidence), *_limits_of_slots(evidence),
+             *_limits_of_design(evidence), *_limits_of_cohort(evidence), *_limits_of_provenance(evidence)]
     stale = [made.folder.relative_to(evidence.run.folder).as_posix() for made in evidence.made
              if made.folder.is_relative_to(evidence.run.folder) and is_stale(dict(made.stamp))]
     if stale:
@@ -31,6 +31,15 @@ def _limits_of_support(evidence: Evidence) -> list[str]:
         return []
     return ["With fewer than 10 positive test patients no interval is given for a class: " + ", ".join(named) +
             ". A number shown for such a class describes these few patients and no others."]
+
+
+def _limits_of_images(evidence: Evidence) -> list[str]:
+    """Findings that cannot be read in the images that were asked for them."""
+    if evidence.drawn.empty:
+        return []
+    named = evidence.drawn[evidence.drawn["says"] == "not shown"]["label"]
+    return [f"What was asked for cannot be read in the images made: {', '.join(named)}. That these did not help says "
+            "nothing of images that show it."] if len(named) else []
 
 
 def _limits_of_design(evidence: Evidence) -> list[str]:
