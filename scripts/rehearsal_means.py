@@ -8,7 +8,8 @@ compared with their repeats and with the oracle on the *whole* validation split:
 stayed could not tell anything. The test split is not read. Interrupted, the same command goes on. Written at the end,
 for each level::
 
-    RUN/rehearsal/means/level_N.parquet    means x arm x finding: AP, gain over the rival, the oracle's, share
+    RUN/rehearsal/means/level_N.parquet    means x arm x finding: AP, gain over the rival, the oracle's, share, and
+                                           how well the finding can be read in the images made
 
 Not promised: that the best of many means is as good as it looks here, which is what the test split is kept for; and a
 fair hearing for what learns from validation labels. Nobody but these two has learnt from withheld images, but the few
@@ -28,7 +29,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -36,29 +36,20 @@ from experiment import list_steps, run_all
 from experiment_config import Experiment, read_experiment
 from experiment_processes import run_interruptible, sole_owner
 from rehearsal_changes import BASE, BOTH, MEANS, arms_of, merge, shown_arms, untouched
+from rehearsal_gains import drawn_in, measure, tabulate
 from rehearsal_runs import Rehearsal, child_config, need_reconstruction, open_rehearsal
 
-from classify.comparison.intervals import bootstrap, patient_draws
-from classify.comparison.measuring import Scored
-from classify.comparison.metrics import METRICS, ClassMetrics
-from classify.comparison.pairing import Source
-from classify.comparison.pairs import HARMONISED_ARM, RIVALS
-from classify.comparison.recovered import ORACLE, share_cells
-from classify.learning.features import load_features, logits_of_features
-from classify.learning.models import load_classifier
+from classify.comparison.pairs import RIVALS
 from classify.rehearsal.choices import Cell, choose_levels, list_cells
 from classify.rehearsal.shares import RIVAL
-from classify.slots import label_matrix
 from cohort.errors import TailfillError, nearest
 from cohort.pipeline import read_stamp
-from cohort.pixels import load_images
 from cohort.stage import require, write_atomically
-from cohort.tables import Cohort, load_cohort, write_table
+from cohort.tables import load_cohort, write_table
 from cohort.withholding.proof import prove_apart
 
 log = logging.getLogger(__name__)
 
-METRIC = "AP"
 LEARNT = ("plan", "train", "finetune", "reconstruct", "generate", "filter", "arm")
 """Stages before predictions, which would be of the test split."""
 
@@ -178,67 +169,6 @@ def run_means(rehearsal: Rehearsal, cell: Cell, name: str) -> Path:
     return experiment.folder
 
 
-def logits_of(folder: Path, cohort: Cohort, arm: str) -> np.ndarray:
-    """EMA logits of the cohort's validation images, float32 (n, n_labels)."""
-    stage = folder / "train" / arm / "seed_0"
-    model, card = load_classifier(stage)
-    card.require_labels(cohort.labels, where=stage)
-    cache = (folder / "cache").resolve()
-    images = load_images(cohort.image_paths(cohort.split("val")), card.image_size, cache)
-    logits: np.ndarray = logits_of_features(model, load_features(model, images, card, cache=cache))
-    return logits
-
-
-def measure(
-    folders: Mapping[str, Sequence[Path]], arms: Mapping[str, Sequence[str]], cohort: Cohort, findings: Sequence[str],
-    *, n_draws: int,
-) -> Source:
-    """AP of every means and arm on the validation images and on resamples of their patients; seeds are thinnings.
-
-    ``folders``, ``arms``: name of a means to a folder per thinning, and to arms in them, here called ``MEANS ARM``.
-    """
-    frame = cohort.split("val")
-    targets = label_matrix(frame, list(findings)).astype(np.float64)
-    patients = pd.factorize(frame["patient_id"], sort=True)[0]
-    draws = patient_draws(patients.max() + 1, n_draws, np.random.default_rng(1))
-    columns, at = [cohort.labels.index(finding) for finding in findings], METRICS.index(METRIC)
-    pairs = [(name, arm) for name in folders for arm in arms[name]]
-    values, resampled = [], []
-    for name, arm in pairs:
-        for folder in folders[name]:
-            logits = logits_of(folder, cohort, arm)[:, columns].astype(np.float64)
-            each = [ClassMetrics(labels=targets[:, k], logits=logits[:, k]) for k in range(len(findings))]
-            values.append([evaluate(np.ones((len(frame), 1)))[at] for evaluate in each])
-            resampled.append(bootstrap(each, patients=patients, draws=draws)[:, [at]])
-    shape = (len(pairs), len(next(iter(folders.values()))), len(findings), 1)
-    members = {"mean": list(range(len(findings)))} | {finding: [k] for k, finding in enumerate(findings)}
-    return Source(values=np.array(values).reshape(shape), resampled=np.stack(resampled).reshape(*shape, n_draws),
-                  arms=[" ".join(pair) for pair in pairs], members=members, metrics=(METRIC,),
-                  scored=Scored(labels=targets, patients=patients, logits={}))
-
-
-def tabulate(source: Source, shown: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """One row per means, arm of ``shown`` and finding (``mean``: all of them), with 95 % intervals.
-
-    AP; gain over the arm's rival; oracle: its gain over the repeats; share of it, null with a reason unless the
-    oracle's interval is above 0; against_base: AP minus that of the base's arm, harmonised if this one is.
-    """
-    rows = []
-    for name, arm in [(name, arm) for name, arms in shown.items() for arm in arms]:
-        own, rival, oracle, repeats = (f"{name} {other}" for other in (arm, RIVALS[arm], ORACLE, RIVAL))
-        base = BOTH[arm.endswith(HARMONISED_ARM)]
-        pairs = {"gain": (own, rival), "oracle": (oracle, repeats), "against_base": (own, f"{BASE} {base}")}
-        for label, at in source.members.items():
-            row: dict[str, object] = {"means": name, "arm": arm, "finding": label, "n_seeds": source.values.shape[1],
-                                      "AP": float(source.per_seed(own, None, at, 0).mean())}
-            for key, pair in pairs.items():
-                one = source.interval(*pair, at, 0)
-                row |= {key: one.estimate, f"{key}_low": one.low, f"{key}_high": one.high}
-            rows.append(row | share_cells(source.interval(oracle, repeats, at, 0), source.gain(own, rival, at, 0),
-                                          source.gain(oracle, repeats, at, 0), rival=RIVAL))
-    return pd.DataFrame(rows)
-
-
 def main() -> None:
     """Make, train, measure."""
     options, words = parse()
@@ -255,8 +185,13 @@ def main() -> None:
         torch.set_num_threads(int(rehearsal.config["threads"]))  # not before: forks would lose torch's threads
         cohort = load_cohort(rehearsal.cohort_folder)
         arms, shown = ({name: of(name, rehearsal) for name in names} for of in (arms_of, shown_arms))
-        table = pd.concat([tabulate(measure(one, arms, cohort, findings, n_draws=options.n_draws), shown).assign(
-            findings=", ".join(findings)) for findings, one in folders.items()], ignore_index=True)
+        tables = []
+        for findings, one in folders.items():
+            source = measure(one, arms, cohort, findings, n_draws=options.n_draws)
+            drawn = {name: drawn_in(one[name], [cell for cell in cells if cell.findings == findings], rehearsal, cohort)
+                     for name in names}
+            tables.append(tabulate(source, shown, drawn).assign(findings=", ".join(findings)))
+        table = pd.concat(tables, ignore_index=True)
         write_table(table, rehearsal.folder / "means" / f"level_{cells[0].level}.parquet")
     sys.stdout.write(table.to_string(index=False, float_format=lambda value: f"{value:+.4f}") + "\n")
 

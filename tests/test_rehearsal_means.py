@@ -5,16 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import rehearsal_gains
 import rehearsal_means
 from experiment import is_done, list_steps
 from experiment_config import read_experiment
 from rehearsal_changes import BASE, MADE_ANEW, MEANS, arms_of, shown_arms
-from rehearsal_means import LEARNT, cells_of, check, config_of, link, measure, parse, run_means, tabulate
+from rehearsal_gains import READER, drawn_in, measure, tabulate
+from rehearsal_means import LEARNT, cells_of, check, config_of, link, parse, run_means
 from rehearsal_runs import Rehearsal, child_config, open_rehearsal
 from withheld_toys import toy_frame, write_toy
 
 from classify.arms.rivals import ARMS
+from classify.learning.models import Card
 from classify.rehearsal.choices import Cell
 from cohort.errors import TailfillError
 from cohort.stage import Stage
@@ -99,13 +103,16 @@ def test_planted_gains_come_out_measured_on_all_validation_images(
         return (strength * frame[load_cohort(rehearsal.cohort_folder).labels].to_numpy(dtype=float)
                 + rng.normal(size=(len(frame), 4))).astype(np.float32)
 
-    monkeypatch.setattr(rehearsal_means, "logits_of", planted)
+    monkeypatch.setattr(rehearsal_gains, "logits_of", planted)
     names = [BASE, "guidance_4"]
     arms, shown = ({name: of(name, rehearsal) for name in names} for of in (arms_of, shown_arms))
     source = measure({name: [tmp_path / name / str(seed) for seed in range(3)] for name in names}, arms, cohort,
                      FINDINGS, n_draws=60)
     assert len(source.scored.patients) == len(frame) > 100
-    table = tabulate(source, shown).set_index(["means", "arm", "finding"])
+    drawn = {BASE: {"mean": (0.5, 0.8)}, "guidance_4": {}}
+    table = tabulate(source, shown, drawn).set_index(["means", "arm", "finding"])
+    assert table.loc[(BASE, "synthetic", "mean"), ["drawn", "drawn_if_real"]].tolist() == [0.5, 0.8]
+    assert table.loc["guidance_4", "drawn"].isna().all()
     assert set(table.index.get_level_values("finding")) == {"mean", *FINDINGS}
     base, better = (table.loc[(name, "synthetic", "mean")] for name in names)
     assert 0 < base["gain"] < better["gain"] < better["oracle"]
@@ -177,3 +184,39 @@ def test_rehearsals_without_harmonised_arms_show_none(rehearsal: Rehearsal) -> N
     assert arms_of("informed", plain) == ("duplicate", "synthetic", "oracle")
     repeats = replace(rehearsal.section, arms=("duplicate", "synthetic", "oracle", "duplicate-harmonised"))
     assert shown_arms("informed", replace(rehearsal, section=repeats)) == ["synthetic"]
+
+
+def test_what_was_asked_for_is_read_by_the_arm_that_knows_every_real_image(
+    rehearsal: Rehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mean of one finding that is drawn and one that is not; images that failed are left out."""
+    cohort, cells = load_cohort(rehearsal.cohort_folder), cells_of(rehearsal, level=10, n_seeds=2)
+    n, rng = 2001, np.random.default_rng(5)
+    asked = pd.DataFrame({label: pd.array((rng.random(n) < 0.4).astype(int), dtype="Int8") for label in cohort.labels})
+    made = pd.DataFrame({"sample_id": [f"{row:016x}" for row in range(n)], "status": ["error"] + ["ok"] * (n - 1),
+                         "path": [f"images/{row}.png" for row in range(n)]})
+    tables = {"images.parquet": made, "plan.parquet": asked.assign(sample_id=made["sample_id"])}
+    val = cohort.split("val")
+    known = {n - 1: asked[1:], len(val): val}
+    seen: list[Path] = []
+
+    def read(model: object, features: int) -> np.ndarray:
+        truth = known[features][cohort.labels].to_numpy(dtype=float)
+        truth[:, cohort.labels.index(FINDINGS[1])] *= features == len(val)  # drawn in no image made
+        return truth + np.random.default_rng(features).normal(size=truth.shape)
+
+    monkeypatch.setattr(rehearsal_gains, "read_table", lambda file, schema: tables[file.name])
+    monkeypatch.setattr(rehearsal_gains, "load_classifier", lambda stage: seen.append(stage) or (None, Card(
+        model="test_convnext", labels=tuple(cohort.labels), image_size=32, mean=0.5, std=0.2)))
+    monkeypatch.setattr(rehearsal_gains, "load_images", lambda paths, size, cache: len(paths))
+    monkeypatch.setattr(rehearsal_gains, "load_features", lambda model, images, card, cache: images)
+    monkeypatch.setattr(rehearsal_gains, "logits_of_features", read)
+    found = drawn_in([tmp_path, tmp_path], cells, rehearsal, cohort)
+    drawn, missing = (found[finding] for finding in FINDINGS)
+    assert drawn[0] == pytest.approx(0.76, abs=0.04)  # a standard deviation apart
+    assert missing[0] == pytest.approx(0.5, abs=0.05)
+    assert min(drawn[1], missing[1]) > 0.65
+    assert found["mean"] == pytest.approx(tuple(np.mean([drawn, missing], axis=0)))
+    assert {stage.parent.name for stage in seen} == {READER}
+    plain = replace(rehearsal, section=replace(rehearsal.section, arms=("real", "duplicate", "synthetic", "oracle")))
+    assert drawn_in([tmp_path], cells[:1], plain, cohort) == {}
