@@ -25,6 +25,8 @@ from classify.rehearsal.shares import RIVAL
 from classify.slots import label_matrix
 from cohort.pixels import load_images
 from cohort.tables import Cohort, images_schema, plan_schema, read_table
+from synth.judging.evidence import NEGATIVE
+from synth.measuring.drawn import matched_pairs
 
 METRIC = "AP"
 READER = "oracle-full"
@@ -46,9 +48,10 @@ def drawn_in(
 ) -> dict[str, tuple[float, float]]:
     """Finding, and ``mean`` of all, to how well it can be read in the images that a means has made, and in real ones.
 
-    AUROC of the scores of arm ``oracle-full``: images asked for the finding against the others, and validation images
-    with it against those without; mean over thinnings, .5: it cannot be read. Who has learnt from all real images with
-    the finding, and from no synthetic one, is the best reader there is; empty in a rehearsal without that arm.
+    AUROC of the scores of arm ``oracle-full``: images asked for the finding against their matched negatives
+    (synth/measuring/drawn.py), and validation images with it against those without; mean over thinnings, .5: it cannot
+    be read. Who has learnt from all real images with the finding, and from no synthetic one, is the best reader there
+    is; empty in a rehearsal without that arm, null where no image has a matched negative.
     """
     if READER not in rehearsal.section.arms:
         return {}
@@ -63,10 +66,13 @@ def drawn_in(
         images = load_images([folder / "images" / path for path in made["path"]], card.image_size, cache)
         scores = logits_of_features(model, load_features(model, images, card, cache=cache))
         real = logits_of(rehearsal.folder / cell.name, cohort, READER)
+        negative = (made["charged_to"] == NEGATIVE).to_numpy()
         for finding in cell.findings:
-            at = cohort.labels.index(finding)
-            found.setdefault(finding, []).append((roc_auc_score(made[finding] == 1, scores[:, at]),
-                                                  roc_auc_score(frame[finding] == 1, real[:, at])))
+            at, asked = cohort.labels.index(finding), (made[finding] == 1).to_numpy()
+            pairs = matched_pairs(asked=asked, negative=negative, noise=made["seed"].to_numpy())
+            found.setdefault(finding, []).append((
+                roc_auc_score(asked[pairs], scores[pairs, at]) if pairs.any() else np.nan,
+                roc_auc_score(frame[finding] == 1, real[:, at])))
     means = {finding: (float(np.mean([one[0] for one in pairs])), float(np.mean([one[1] for one in pairs])))
              for finding, pairs in found.items()}
     return means | {"mean": tuple(np.mean(list(means.values()), axis=0).tolist())}

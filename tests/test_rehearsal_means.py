@@ -24,6 +24,7 @@ from cohort.errors import TailfillError
 from cohort.stage import Stage
 from cohort.tables import load_cohort
 from cohort.withholding.cohorts import Thinning, write_thinned
+from synth.judging.evidence import NEGATIVE
 
 FINDINGS = ("Effusion", "Nodule")
 STRENGTH = {"duplicate": 1.0, "synthetic": 1.4, "oracle": 2.0, "better": 1.7, "duplicate-harmonised": 1.0,
@@ -191,13 +192,16 @@ def test_what_was_asked_for_is_read_by_the_arm_that_knows_every_real_image(
 ) -> None:
     """A mean of one finding that is drawn and one that is not; images that failed are left out."""
     cohort, cells = load_cohort(rehearsal.cohort_folder), cells_of(rehearsal, level=10, n_seeds=2)
-    n, rng = 2001, np.random.default_rng(5)
-    asked = pd.DataFrame({label: pd.array((rng.random(n) < 0.4).astype(int), dtype="Int8") for label in cohort.labels})
-    made = pd.DataFrame({"sample_id": [f"{row:016x}" for row in range(n)], "status": ["error"] + ["ok"] * (n - 1),
-                         "path": [f"images/{row}.png" for row in range(n)]})
-    tables = {"images.parquet": made, "plan.parquet": asked.assign(sample_id=made["sample_id"])}
+    n, rng = 2000, np.random.default_rng(5)
+    asked = pd.DataFrame(0, index=range(2 * n), columns=cohort.labels, dtype="Int8")
+    asked.loc[: n - 1, FINDINGS] = np.stack([rng.random(n) < 0.5] * 2, axis=1).astype(int)  # the rest: negatives
+    pairs = {"charged_to": [FINDINGS[0]] * n + [NEGATIVE] * n, "seed": [*range(n), *range(n)]}
+    rows = range(2 * n)
+    made = pd.DataFrame({"sample_id": [f"{row:016x}" for row in rows], "status": ["error"] + ["ok"] * (2 * n - 1),
+                         "path": [f"images/{row}.png" for row in rows]})
+    tables = {"images.parquet": made, "plan.parquet": asked.assign(sample_id=made["sample_id"], **pairs)}
     val = cohort.split("val")
-    known = {n - 1: asked[1:], len(val): val}
+    known = {2 * n - 1: asked[1:], len(val): val}
     seen: list[Path] = []
 
     def read(model: object, features: int) -> np.ndarray:

@@ -48,19 +48,18 @@ def drawn_chapters(evidence: Evidence) -> list[Chapter]:
             cells += [notes.dash(row["reason"] or "too few images made")] * 2 if is_null(value) else [
                 number(value), f"{number(low)} to {number(high)}"]
         says = str(row["says"]) if is_null(row["reason"]) else f"{row['says']} {notes.dash(row['reason'])}"
-        rows.append((str(row["label"]), says, *cells, f"{count(row['n_asked'])} / {count(row['n_not_asked'])}",
+        rows.append((str(row["label"]), says, *cells, count(row["n_pairs"]),
                      count(row["n_real_patients"])))
-    table = Table(title="Critics' AUROC: asked for against not, in images made and in real ones", text=2,
+    table = Table(title="Critics' AUROC: with the finding against without, in images made and in real ones", text=2,
                   rows=tuple(rows), notes=notes.lines(),
                   columns=("Finding", "Verdict", "Images made", "95 % interval", "Real images", "95 % interval",
-                           "Made: asked / not", "Real patients with it"))
+                           "Pairs", "Real patients with it"))
     return [Chapter(
         anchor="drawn", title="Does it draw what was asked?", blocks=(table,), sources=("synthetic/drawn.parquet",),
         words=("Classifiers that have learnt from real images alone read all images made, before any rule: how well do "
-               "their scores rank those that were asked for a finding above those that were not? At .5 the finding "
-               "cannot be read in them, and images that do not show it teach nothing. The same classifiers on real "
-               "images are the most that can be expected. Whatever else prompts with a finding have more often, a view "
-               "or a companion, is read with it.",))]
+               "their scores rank those that were asked for a finding above their matched negatives, of the same noise "
+               "and the same words but for it? At .5 the finding cannot be read in them, and images that do not show "
+               "it teach nothing. The same classifiers on real images are the most that can be expected.",))]
 
 
 def control_chapters(evidence: Evidence) -> list[Chapter]:

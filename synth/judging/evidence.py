@@ -70,6 +70,8 @@ class Evidence:
     reconstructed: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Name of an encoder to its features of the train images as the generator's autoencoder draws them, row by row,
     float32 (n_train, d); empty where there are none."""
+    noise: np.ndarray | None = None
+    """What each image made began from, int64 (n,): a matched negative has its positive's. None where nobody knows."""
     standing: np.ndarray | None = None
     """bool (n,): images made that no rule before this one has dropped; None before the first."""
 

@@ -49,14 +49,14 @@ def test_only_what_is_said_is_cautioned_about() -> None:
 def test_what_cannot_be_read_in_the_images_is_told_before_how_close_they_are(tmp_path: Path) -> None:
     evidence = load_evidence(build_run(tmp_path))
     assert 'id="drawn' not in render(evidence, ReportConfig())["report.html"]  # judged without critics
-    row = {"label": "Hernia", "says": "not shown", "auroc": 0.493, "ci_low": 0.461, "ci_high": 0.525, "n_asked": 150,
-           "n_not_asked": 345, "real_auroc": 0.812, "real_low": 0.751, "real_high": 0.873, "n_real_patients": 44,
+    row = {"label": "Hernia", "says": "not shown", "auroc": 0.493, "ci_low": 0.461, "ci_high": 0.525, "n_pairs": 150,
+           "real_auroc": 0.812, "real_low": 0.751, "real_high": 0.873, "n_real_patients": 44,
            "reason": None}
     unknown = dict.fromkeys(("auroc", "ci_low", "ci_high", "real_auroc", "real_low", "real_high"), float("nan"))
-    other = row | unknown | {"label": "Pneumonia", "says": "not judged", "n_asked": 3, "reason": "3 images <made>"}
+    other = row | unknown | {"label": "Pneumonia", "says": "not judged", "n_pairs": 3, "reason": "3 pairs <made>"}
     files = render(replace(evidence, drawn=pd.DataFrame([row, other])), ReportConfig())
     page, text = files["report.html"], files["report.md"]
     assert page.index('id="drawn') < page.index('id="fidelity')
-    assert "| Hernia | not shown | 0.493 | 0.461 to 0.525 | 0.812 | 0.751 to 0.873 | 150 / 345 | 44 |" in text
-    assert "3 images &lt;made&gt;" in page
+    assert "| Hernia | not shown | 0.493 | 0.461 to 0.525 | 0.812 | 0.751 to 0.873 | 150 | 44 |" in text
+    assert "3 pairs &lt;made&gt;" in page
     assert "cannot be read in the images made: Hernia. That these did not help" in text

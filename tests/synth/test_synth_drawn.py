@@ -5,92 +5,124 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from evidence_cases import case_of, images_of
 from sklearn.metrics import roc_auc_score
 
 from cohort.tables import read_table
-from synth.judging.evidence import Evidence, Images
-from synth.measuring.drawn import FILE, read_drawn, write_drawn
+from synth.judging.evidence import NEGATIVE, Evidence, Images
+from synth.measuring.drawn import FILE, matched_pairs, read_drawn, write_drawn
 
 LABELS = ["Edema", "Hernia"]
-CRITIC = "critic_1000"
+CRITIC, FOLD = "critic_1000", "fold_2000"
 
 
-def draw(n: int, *, gap: float, seed: int, share: float = 0.3, per_patient: int = 1, name: str = CRITIC) -> Images:
-    """``n`` images with findings by chance, of a patient each or of several, and logits that know them by ``gap``."""
+def draw(n: int, *, gap: float, seed: int, share: float = 0.3, name: str = CRITIC) -> Images:
+    """``n`` real images of a patient each, findings by chance, and logits that know them by ``gap``."""
     rng = np.random.default_rng(seed)
-    there = np.repeat(rng.random((n // per_patient, len(LABELS))) < share, per_patient, axis=0)
-    logits = np.repeat(rng.normal(size=(n // per_patient, len(LABELS))), per_patient, axis=0) + gap * there
+    there = rng.random((n, len(LABELS))) < share
     return images_of({label: there[:, at].astype(int).tolist() for at, label in enumerate(LABELS)},
-                     readings={name: logits}, patients=[f"p{seed}.{i // per_patient}" for i in range(n)])
+                     readings={name: rng.normal(size=there.shape) + gap * there},
+                     patients=[f"p{seed}.{i}" for i in range(n)])
 
 
-def case(made: Images, real: Images) -> Evidence:
-    return case_of(made=made, charged_to=["Edema"] * len(made), train=real, val=real, scarce=LABELS, critics=[CRITIC])
+def case(
+    real: Images, *, gap: float, n_pairs: int = 150, seed: int = 1, alike: float = 0.9, name: str = CRITIC
+) -> Evidence:
+    """Half the pairs are asked for Edema, half for Hernia; pairs have most of a score in common, the positive ``gap``
+    more of what it was asked for."""
+    rng = np.random.default_rng(seed)
+    asked = np.arange(n_pairs) % 2 == np.arange(len(LABELS))[:, None]
+    shared = rng.normal(size=(n_pairs, len(LABELS)))
+    each = alike * shared + (1 - alike) * rng.normal(size=(2, n_pairs, len(LABELS)))
+    logits = np.concatenate([each[0] + gap * asked.T, each[1]])
+    made = images_of({label: [*asked[at].astype(int), *[0] * n_pairs] for at, label in enumerate(LABELS)},
+                     readings={name: logits}, patients=[f"synthetic:{i}" for i in range(2 * n_pairs)])
+    charged = [*np.where(asked[0], *LABELS), *[NEGATIVE] * n_pairs]
+    evidence = case_of(made=made, charged_to=charged, train=real, val=real, scarce=LABELS, critics=[name])
+    return replace(evidence, noise=np.tile(np.arange(n_pairs), 2))
 
 
 def row_of(evidence: Evidence, label: str = "Edema") -> dict[str, object]:
     return read_drawn(evidence).set_index("label").to_dict("index")[label]
 
 
-@pytest.mark.parametrize(("gap", "says"), [(1.0, "drawn"), (0.0, "not shown")])
+@pytest.mark.parametrize(("gap", "says"), [(0.5, "drawn"), (0.0, "not shown")])
 def test_a_generator_that_knows_the_finding_and_one_that_does_not(gap: float, says: str) -> None:
-    made, real = draw(400, gap=gap, seed=1), draw(300, gap=1.5, seed=2)
-    row = row_of(case(made, real))
-    assert (row["says"], row["reason"]) == (says, None)
-    asked = made.carriers("Edema")
-    assert row["auroc"] == pytest.approx(roc_auc_score(asked, made.read(CRITIC)[:, 0]))
+    real = draw(300, gap=1.5, seed=2)
+    evidence = case(real, gap=gap)
+    row = row_of(evidence)
+    assert (row["says"], row["reason"], row["n_pairs"]) == (says, None, 75)
+    rows = np.r_[np.arange(0, 150, 2), 150 + np.arange(0, 150, 2)]  # of Edema: its positives and their negatives alone
+    assert row["auroc"] == pytest.approx(roc_auc_score(np.repeat([1, 0], 75), evidence.made.read(CRITIC)[rows, 0]))
     assert row["real_auroc"] == pytest.approx(roc_auc_score(real.carriers("Edema"), real.read(CRITIC)[:, 0]))
-    assert (row["n_asked"], row["n_not_asked"]) == (asked.sum(), 400 - asked.sum())
     assert (row["ci_low"] > 0.5) == (says == "drawn")
+
+
+def test_what_else_prompts_have_more_often_does_not_count() -> None:
+    """Edema goes with a company that scores higher: against all others it seems drawn, against its negatives not."""
+    evidence = case(draw(300, gap=1.5, seed=2), gap=0.0)
+    logits = evidence.made.read(CRITIC).copy()
+    company = np.tile(np.arange(150) % 2 == 0, 2)
+    logits[company, 0] += 1.0
+    made = replace(evidence.made, readings={CRITIC: logits})
+    assert roc_auc_score(made.carriers("Edema"), logits[:, 0]) > 0.6
+    assert row_of(replace(evidence, made=made))["says"] == "not shown"
 
 
 def test_chance_is_taken_for_a_drawn_finding_no_more_often_than_the_interval_allows() -> None:
     real = draw(200, gap=1.5, seed=0)
-    says = [row_of(case(draw(120, gap=0.0, seed=seed), real))["says"] for seed in range(200)]
-    assert says.count("drawn") <= 12  # 2.5 % of 200 are 5; 12 have a chance of .3 % there
+    says = [row_of(case(real, gap=0.0, n_pairs=60, seed=seed))["says"] for seed in range(200)]
+    assert 1 <= says.count("drawn") <= 12  # 2.5 % of 200 are 5; fewer or more have a chance of a hundredth
 
 
-@pytest.mark.parametrize(("made", "real", "why"), [
-    (draw(400, gap=1.0, seed=3), draw(300, gap=0.0, seed=8), "may be chance"),
-    (draw(400, gap=1.0, seed=3), draw(60, gap=1.5, seed=4, share=0.05), "real patients with the finding"),
-    (draw(40, gap=1.0, seed=5, share=0.1), draw(300, gap=1.5, seed=2), "images made with the finding"),
+def test_pairs_narrow_the_interval_and_families_widen_it() -> None:
+    """Two images of one noise differ by words alone; twenty that start from one real image are no twenty answers."""
+    real = draw(300, gap=1.5, seed=2)
+    alike, apart = case(real, gap=0.1), case(real, gap=0.1, alike=0.0)
+    family = replace(alike.made, patients=np.array([f"p{i // 40}" for i in range(300)], dtype=object))
+    widths = [row["ci_high"] - row["ci_low"] for row in map(row_of, (alike, apart, replace(alike, made=family)))]
+    assert 2 * widths[0] < min(widths[1:])
+
+
+@pytest.mark.parametrize(("real", "n_pairs", "why"), [
+    (draw(300, gap=0.0, seed=8), 150, "may be chance"),
+    (draw(60, gap=1.5, seed=4, share=0.05), 150, "real patients with the finding"),
+    (draw(300, gap=1.5, seed=2), 12, "6 pairs with a matched negative; wanted: 10 (plan.negatives_per_positive)"),
 ])
-def test_what_nobody_can_tell_is_not_judged(made: Images, real: Images, why: str) -> None:
-    row = row_of(case(made, real))
+def test_what_nobody_can_tell_is_not_judged(real: Images, n_pairs: int, why: str) -> None:
+    row = row_of(case(real, gap=1.0, n_pairs=n_pairs))
     assert row["says"] == "not judged"
     assert why in str(row["reason"])
 
 
-def test_images_of_one_patient_count_as_one() -> None:
-    """Images that start from a real one come in families: twenty of a family are no twenty answers."""
-    real = draw(300, gap=1.5, seed=2)
-    single, families = draw(600, gap=0.5, seed=6), draw(600, gap=0.5, seed=6, per_patient=20)
-    widths = [row["ci_high"] - row["ci_low"] for row in (row_of(case(made, real)) for made in (single, families))]
-    assert widths[1] > 3 * widths[0]
+def test_images_without_matched_negatives_have_no_pairs() -> None:
+    evidence = case(draw(300, gap=1.5, seed=2), gap=1.0)
+    for lone in (replace(evidence, noise=None), replace(evidence, charged_to=np.full(300, "Edema", dtype=object))):
+        assert "0 pairs" in str(row_of(lone)["reason"])
+    asked, negative = np.array([True, True, False, False]), np.array([False, False, True, True])
+    pairs = matched_pairs(asked=asked, negative=negative, noise=np.array([1, 2, 2, 3]))
+    assert pairs.tolist() == [False, True, True, False]
 
 
 def test_where_validation_has_few_the_critics_of_folds_are_asked() -> None:
-    made, real = draw(400, gap=0.0, seed=1), draw(60, gap=1.5, seed=12, share=0.15)
-    fold = draw(300, gap=2.0, seed=13, name="fold_2000")
-    made = replace(made, readings={**made.readings, "fold_2000": draw(400, gap=1.0, seed=1).read(CRITIC)})
-    evidence = case(made, real)
-    assert len(real.labels) > 20 > real.carriers("Edema").sum()
+    few, fold = draw(60, gap=1.5, seed=12, share=0.15), draw(300, gap=2.0, seed=13, name=FOLD)
+    evidence = case(few, gap=0.0)
+    assert few.carriers("Edema").sum() < 20
     assert row_of(evidence)["says"] == "not shown"
-    row = row_of(replace(evidence, folds={"fold_2000": fold}))
+    knowing = case(few, gap=0.5, name=FOLD).made.read(FOLD)
+    made = replace(evidence.made, readings={**evidence.made.readings, FOLD: knowing})
+    row = row_of(replace(evidence, made=made, folds={FOLD: fold}))
     assert (row["says"], row["n_real_patients"]) == ("drawn", fold.carriers("Edema").sum())
 
 
 def test_the_log_warns_of_what_cannot_be_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    real = draw(300, gap=1.5, seed=2)
-    readings = np.column_stack([draw(400, gap=gap, seed=1).read(CRITIC)[:, at] for at, gap in enumerate((1.0, 0.0))])
-    made = replace(draw(400, gap=0.0, seed=1), readings={CRITIC: readings})
+    evidence = case(draw(300, gap=1.5, seed=2), gap=0.0)
+    knowing = case(evidence.val, gap=1.0).made.read(CRITIC)
+    logits = np.column_stack([knowing[:, 0], evidence.made.read(CRITIC)[:, 1]])
+    made = replace(evidence.made, readings={CRITIC: logits})
     with caplog.at_level(logging.WARNING):
-        assert write_drawn(case(made, real), tmp_path) == FILE
+        assert write_drawn(replace(evidence, made=made), tmp_path) == FILE
     assert "cannot be read in the images made: Hernia (AUROC 0." in caplog.text
     assert "Edema" not in caplog.text
-    table = read_table(tmp_path / FILE)
-    assert isinstance(table, pd.DataFrame)
-    assert table["says"].tolist() == ["drawn", "not shown"]
+    assert read_table(tmp_path / FILE)["says"].tolist() == ["drawn", "not shown"]
