@@ -48,10 +48,11 @@ def drawn_in(
 ) -> dict[str, tuple[float, float]]:
     """Finding, and ``mean`` of all, to how well it can be read in the images that a means has made, and in real ones.
 
-    AUROC of the scores of arm ``oracle-full``: images asked for the finding against their matched negatives
+    AUROC of the scores of arm ``oracle-full``: images asked for the finding alone against their matched negatives
     (synth/measuring/drawn.py), and validation images with it against those without; mean over thinnings, .5: it cannot
     be read. Who has learnt from all real images with the finding, and from no synthetic one, is the best reader there
-    is; empty in a rehearsal without that arm, null where no image has a matched negative.
+    is, and knows the real images that some begin from: those have no pairs. Empty in a rehearsal without that arm,
+    null where there is no pair.
     """
     if READER not in rehearsal.section.arms:
         return {}
@@ -67,12 +68,15 @@ def drawn_in(
         scores = logits_of_features(model, load_features(model, images, card, cache=cache))
         real = logits_of(rehearsal.folder / cell.name, cohort, READER)
         negative = (made["charged_to"] == NEGATIVE).to_numpy()
+        noise = made["seed"].where(made["init_image_id"].isna(), -1).to_numpy()
+        n_asked = (made[list(cell.findings)] == 1).sum(axis=1)
         for finding in cell.findings:
-            at, asked = cohort.labels.index(finding), (made[finding] == 1).to_numpy()
-            pairs = matched_pairs(asked=asked, negative=negative, noise=made["seed"].to_numpy())
+            at, known = cohort.labels.index(finding), frame[finding].notna().to_numpy()
+            alone = ((made[finding] == 1) & (n_asked == 1)).fillna(False).to_numpy(dtype=bool)
+            pairs = matched_pairs(asked=alone, negative=negative, noise=noise)
             found.setdefault(finding, []).append((
-                roc_auc_score(asked[pairs], scores[pairs, at]) if pairs.any() else np.nan,
-                roc_auc_score(frame[finding] == 1, real[:, at])))
+                roc_auc_score(alone[pairs], scores[pairs, at]) if pairs.any() else np.nan,
+                roc_auc_score(frame[finding][known] == 1, real[known, at])))
     means = {finding: (float(np.mean([one[0] for one in pairs])), float(np.mean([one[1] for one in pairs])))
              for finding, pairs in found.items()}
     return means | {"mean": tuple(np.mean(list(means.values()), axis=0).tolist())}

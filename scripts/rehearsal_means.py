@@ -36,7 +36,7 @@ from experiment import list_steps, run_all
 from experiment_config import Experiment, read_experiment
 from experiment_processes import run_interruptible, sole_owner
 from rehearsal_changes import BASE, BOTH, MEANS, arms_of, merge, shown_arms, untouched
-from rehearsal_gains import drawn_in, measure, tabulate
+from rehearsal_gains import READER, drawn_in, measure, tabulate
 from rehearsal_runs import Rehearsal, child_config, need_reconstruction, open_rehearsal
 
 from classify.comparison.pairs import RIVALS
@@ -111,7 +111,8 @@ def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> 
         raise TailfillError("rehearsal.quick is false, or there is a section fill; wanted: heads on features "
                             "(rehearsal.quick: true), and generate with filter")
     for name, cell in product(names, cells):
-        for place in untouched(name, rehearsal):
+        read = [f"train/{READER}/seed_0"] if READER in rehearsal.section.arms else []
+        for place in [*untouched(name, rehearsal), *read]:
             source = rehearsal.folder / cell.name / place
             if place != "cache" and read_stamp(source) is None:
                 raise TailfillError(f"{source}: is no complete stage, which '{name}' starts from; wanted: a complete "

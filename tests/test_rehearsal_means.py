@@ -194,8 +194,8 @@ def test_what_was_asked_for_is_read_by_the_arm_that_knows_every_real_image(
     cohort, cells = load_cohort(rehearsal.cohort_folder), cells_of(rehearsal, level=10, n_seeds=2)
     n, rng = 2000, np.random.default_rng(5)
     asked = pd.DataFrame(0, index=range(2 * n), columns=cohort.labels, dtype="Int8")
-    asked.loc[: n - 1, FINDINGS] = np.stack([rng.random(n) < 0.5] * 2, axis=1).astype(int)  # the rest: negatives
-    pairs = {"charged_to": [FINDINGS[0]] * n + [NEGATIVE] * n, "seed": [*range(n), *range(n)]}
+    asked.loc[: n - 1, FINDINGS] = (rng.random((n, 2)) < 0.5).astype(int)  # the rest: negatives
+    pairs = {"charged_to": [FINDINGS[0]] * n + [NEGATIVE] * n, "seed": [*range(n), *range(n)], "init_image_id": None}
     rows = range(2 * n)
     made = pd.DataFrame({"sample_id": [f"{row:016x}" for row in rows], "status": ["error"] + ["ok"] * (2 * n - 1),
                          "path": [f"images/{row}.png" for row in rows]})

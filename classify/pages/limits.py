@@ -34,12 +34,12 @@ def _limits_of_support(evidence: Evidence) -> list[str]:
 
 
 def _limits_of_images(evidence: Evidence) -> list[str]:
-    """Findings that cannot be read in the images that were asked for them."""
+    """Findings that the images that were asked for them hardly show."""
     if evidence.drawn.empty:
         return []
-    named = evidence.drawn[evidence.drawn["says"] == "not shown"]["label"]
-    return [f"What was asked for cannot be read in the images made: {', '.join(named)}. That these did not help says "
-            "nothing of images that show it."] if len(named) else []
+    named = evidence.drawn[evidence.drawn["says"] == "hardly drawn"]["label"]
+    return [f"The images made hardly show what they were asked for: {', '.join(named)}. Whatever they did says nothing "
+            "of images that show it."] if len(named) else []
 
 
 def _limits_of_design(evidence: Evidence) -> list[str]:

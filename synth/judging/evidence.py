@@ -71,7 +71,8 @@ class Evidence:
     """Name of an encoder to its features of the train images as the generator's autoencoder draws them, row by row,
     float32 (n_train, d); empty where there are none."""
     noise: np.ndarray | None = None
-    """What each image made began from, int64 (n,): a matched negative has its positive's. None where nobody knows."""
+    """The noise each image made began from, int64 (n,): a matched negative has its positive's, and one that starts from
+    a real image -1. None where nobody knows."""
     standing: np.ndarray | None = None
     """bool (n,): images made that no rule before this one has dropped; None before the first."""
 

@@ -107,7 +107,7 @@ class Gatherer:
                         critics=names["critic"], encoders=names["encoder"], made=gathered["made"],
                         train=gathered["train"], val=gathered["val"], reconstructed=again,
                         folds={critic: gathered[critic] for critic in self.held_out},
-                        noise=self.made["seed"].to_numpy(dtype=np.int64))
+                        noise=self.made["seed"].where(self.made["init_image_id"].isna(), -1).to_numpy(dtype=np.int64))
 
     def _readers_of(self, name: str) -> list[Reader]:
         return [reader for kind, readers in self.readers.items() for reader in readers

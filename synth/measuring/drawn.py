@@ -3,18 +3,20 @@
 A generator that has not learnt a finding draws chests that pass every rule and teach nothing, and no filter mends that.
 So classifiers that were trained on real images read those made (GAN-test, Shmelkov et al. 2018, "How good is my
 GAN?"): ``drawn.parquet`` has a row per scarce finding with the AUROC by which the critics' scores rank images that were
-asked for it above their matched negatives, beside what the same critics reach on real images. A matched negative has
-the noise of its positive, the view, age, sex and company, and no scarce finding, so that nothing but the words for it
-can tell the two apart. All that was made is read, before any rule, for what a critic has chosen it finds again.
+asked for it, and for no other scarce finding, above their matched negatives. A matched negative has the noise of its
+positive, the view, age, sex and company, so that nothing but the words for the finding tells the two apart. All that
+was made from noise is read, before any rule, for what a critic has chosen it finds again; of negatives that were asked
+for again, the first.
 
-- ``drawn``: the interval lies above .5;
-- ``not shown``: it does not, though critics tell the finding in real images. Training on such images is unlikely to
-  help: train the generator for longer, or give its words more weight;
-- ``not judged``: the critics cannot tell it in real images either, or there are too few pairs.
+- ``hardly drawn``: the interval lies below half of what the same critics have above .5 in real images. Training on such
+  images is unlikely to help: train the generator for longer, or give its words more weight;
+- ``drawn``: it does not, and lies above .5;
+- ``not judged``: neither, or the critics cannot tell the finding in real images, or there are too few pairs.
 
-Not promised: that a finding with a high AUROC looks as varied as in real images, or that other scarce findings asked
-for with it have no part in it. Pairs share their noise, so their AUROC is not that of two chests: what is to be read
-is how far it lies from .5.
+Not promised: that it is the finding that is read and not that a chest is abnormal at all, for a negative without any
+finding left says so; that findings look as varied as in real ones; or that the AUROC in real images is that of the
+finding alone: there view, age and company help. A generator that has its training images by heart is read as one that
+draws. Labels with few real patients are not judged, which in a tail is many.
 """
 
 import logging
@@ -31,13 +33,13 @@ from synth.judging.evidence import Evidence
 log = logging.getLogger(__name__)
 
 FILE = "drawn.parquet"
-DRAWN, NOT_SHOWN, NOT_JUDGED = "drawn", "not shown", "not judged"
+DRAWN, HARDLY, NOT_JUDGED = "drawn", "hardly drawn", "not judged"
 LEAST_PAIRS = 10
-"""Images made with a finding whose matched negative was made too, to ask at all."""
+"""Images asked for a finding alone whose matched negative was made too, to ask at all."""
 LEAST_PATIENTS = 5
-"""Real patients with a finding to know the critics' skill; as label agreement asks (``judged_from``)."""
+"""Real patients with a finding to know the critics' skill; the default of label agreement's ``judged_from``."""
 FOLDS_BELOW = 20
-"""Validation images with a finding below which critics of folds are asked, where there are some (``quantile_from``)."""
+"""Validation images with a finding below which critics of folds are asked; the default of its ``quantile_from``."""
 RATE = 0.01
 """Of false positives, at which the scores of different folds are made comparable (``false_positive_rate``)."""
 
@@ -48,7 +50,7 @@ class Drawn:
 
     label: str
     says: str
-    """``DRAWN``, ``NOT_SHOWN`` or ``NOT_JUDGED``."""
+    """``DRAWN``, ``HARDLY`` or ``NOT_JUDGED``."""
     auroc: float
     ci_low: float
     ci_high: float
@@ -75,38 +77,44 @@ def read_drawn(evidence: Evidence) -> pd.DataFrame:
 
 
 def matched_pairs(*, asked: np.ndarray, negative: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """bool (n,): the images of a pair. ``asked``, ``negative``: bool (n,); ``noise``: int (n,), equal within a pair."""
-    positive = asked & ~negative
-    return np.asarray((positive | negative) & np.isin(noise, noise[positive]) & np.isin(noise, noise[negative]))
+    """The images of a pair, one positive and one negative of each noise: bool (n,).
+
+    ``asked``, ``negative``: bool (n,). ``noise``: int (n,), below 0 for an image that did not begin from noise alone.
+    """
+    chosen = np.zeros(len(noise), dtype=bool)
+    for side in (asked & ~negative, negative):
+        rows = np.flatnonzero(side & (noise >= 0))
+        chosen[rows[np.unique(noise[rows], return_index=True)[1]]] = True
+    both = np.intersect1d(noise[chosen & negative], noise[chosen & ~negative])
+    return np.asarray(chosen & np.isin(noise, both))
 
 
 def _read(gauge: Gauge, evidence: Evidence) -> Drawn:
     """One finding."""
-    asked, people, nobody = evidence.made.carriers(gauge.label), gauge.positive_patients, (np.nan,) * 3
-    noise = np.arange(len(asked)) if evidence.noise is None else evidence.noise
-    pairs = matched_pairs(asked=asked, negative=evidence.negatives, noise=noise)
-    n_pairs, knows = int((asked & pairs).sum()), people >= LEAST_PATIENTS and len(gauge.negatives) > 0
+    others = [label for label in evidence.scarce if label != gauge.label]
+    alone = evidence.made.carriers(gauge.label) & evidence.made.without(others)
+    noise = np.full(len(alone), -1) if evidence.noise is None else evidence.noise
+    pairs = matched_pairs(asked=alone, negative=evidence.negatives, noise=noise)
+    n_pairs, people, nobody = int((alone & pairs).sum()), gauge.positive_patients, (np.nan,) * 3
+    knows = people >= LEAST_PATIENTS and len(gauge.negatives) > 0
     real, made = gauge.skill() if knows else nobody, nobody
     if n_pairs >= LEAST_PAIRS:
-        made = auroc_interval(logits=gauge.made[pairs], targets=asked[pairs].astype(int),
-                              patients=_clusters(evidence, noise)[pairs])
+        made = auroc_interval(logits=gauge.made[pairs], targets=alone[pairs].astype(int), patients=noise[pairs])
+    margin = (0.5 + real[0]) / 2
     reason = None
-    if not knows:
+    if n_pairs < LEAST_PAIRS:
+        reason = (f"{n_pairs} pairs of an image asked for it alone and a matched negative; wanted: {LEAST_PAIRS} "
+                  "(plan.negatives_per_positive)")
+    elif not knows:
         reason = (f"{people} real patients with the finding and {len(gauge.negatives)} images without; wanted: "
                   f"{LEAST_PATIENTS} and 1")
     elif real[1] <= 0.5:
         reason = f"the critics' AUROC in real images, {real[0]:.3f} ({real[1]:.3f} to {real[2]:.3f}), may be chance"
-    elif n_pairs < LEAST_PAIRS:
-        reason = f"{n_pairs} pairs with a matched negative; wanted: {LEAST_PAIRS} (plan.negatives_per_positive)"
-    says = NOT_JUDGED if reason else DRAWN if made[1] > 0.5 else NOT_SHOWN
+    elif made[1] <= 0.5 and made[2] >= margin:
+        reason = f"too few pairs: neither chance nor half of what is seen in real images ({margin:.3f}) is excluded"
+    says = NOT_JUDGED if reason else HARDLY if made[2] < margin else DRAWN
     return Drawn(label=gauge.label, says=says, auroc=made[0], ci_low=made[1], ci_high=made[2], n_pairs=n_pairs,
                  real_auroc=real[0], real_low=real[1], real_high=real[2], n_real_patients=people, reason=reason)
-
-
-def _clusters(evidence: Evidence, noise: np.ndarray) -> np.ndarray:
-    """What makes answers depend on one another: a real patient where several images start from one, else the noise."""
-    patients = pd.Series(evidence.made.patients, dtype="str")
-    return np.where(patients.duplicated(keep=False), patients, pd.Series(noise).astype("str"))
 
 
 def write_drawn(evidence: Evidence, folder: Path) -> str:
@@ -114,7 +122,7 @@ def write_drawn(evidence: Evidence, folder: Path) -> str:
     table = read_drawn(evidence)
     write_table(table, folder / FILE)
     told = [f"{row['label']} (AUROC {row['auroc']:.2f}, {row['ci_low']:.2f} to {row['ci_high']:.2f}; in real images "
-            f"{row['real_auroc']:.2f})" for row in table[table["says"] == NOT_SHOWN].to_dict("records")]
+            f"{row['real_auroc']:.2f})" for row in table[table["says"] == HARDLY].to_dict("records")]
     if told:
-        log.warning("filter: what was asked for cannot be read in the images made: %s", ", ".join(told))
+        log.warning("filter: what was asked for is hardly drawn in the images made: %s", ", ".join(told))
     return FILE

@@ -1,4 +1,4 @@
-"""What a page warns of: a cohort without patient ids, above every number; findings that the images do not show."""
+"""What a page warns of: a cohort without patient ids, above every number; findings that the images hardly show."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_only_what_is_said_is_cautioned_about() -> None:
 def test_what_cannot_be_read_in_the_images_is_told_before_how_close_they_are(tmp_path: Path) -> None:
     evidence = load_evidence(build_run(tmp_path))
     assert 'id="drawn' not in render(evidence, ReportConfig())["report.html"]  # judged without critics
-    row = {"label": "Hernia", "says": "not shown", "auroc": 0.493, "ci_low": 0.461, "ci_high": 0.525, "n_pairs": 150,
+    row = {"label": "Hernia", "says": "hardly drawn", "auroc": 0.493, "ci_low": 0.461, "ci_high": 0.525, "n_pairs": 150,
            "real_auroc": 0.812, "real_low": 0.751, "real_high": 0.873, "n_real_patients": 44,
            "reason": None}
     unknown = dict.fromkeys(("auroc", "ci_low", "ci_high", "real_auroc", "real_low", "real_high"), float("nan"))
@@ -57,6 +57,6 @@ def test_what_cannot_be_read_in_the_images_is_told_before_how_close_they_are(tmp
     files = render(replace(evidence, drawn=pd.DataFrame([row, other])), ReportConfig())
     page, text = files["report.html"], files["report.md"]
     assert page.index('id="drawn') < page.index('id="fidelity')
-    assert "| Hernia | not shown | 0.493 | 0.461 to 0.525 | 0.812 | 0.751 to 0.873 | 150 | 44 |" in text
+    assert "| Hernia | hardly drawn | 0.493 | 0.461 to 0.525 | 0.812 | 0.751 to 0.873 | 150 | 44 |" in text
     assert "3 pairs &lt;made&gt;" in page
-    assert "cannot be read in the images made: Hernia. That these did not help" in text
+    assert "hardly show what they were asked for: Hernia. Whatever they did" in text

@@ -1,5 +1,6 @@
 """A fabricated run for tests of the filter: a cohort, a plan, images whose truth is known, and a critic."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,13 @@ def made(rng: np.random.Generator) -> list[tuple[str, str, np.ndarray | None]]:
 
 def write_plan_and_images(run: Path, rng: np.random.Generator) -> None:
     rows, files = [], []
+    noises = {"Hernia": itertools.count(), "negative": itertools.count()}  # shared in pairs
     for i, (charged_to, case, pixels) in enumerate(made(rng)):
         sample_id = f"{i:02x}" + f"{i:014x}"
         rows.append({"sample_id": sample_id, "prompt": case, "negative_prompt": "", "Effusion": 0,
                      "Hernia": int(charged_to == "Hernia"), "view": "PA", "age": 60.0, "sex": "M",
                      "charged_to": charged_to, "label_source_id": "train0", "init_image_id": None, "strength": None,
-                     "seed": i, "batch": 0, "round": 0})
+                     "seed": next(noises[charged_to]), "batch": 0, "round": 0})
         row = {"sample_id": sample_id, "status": "ok", "error": None, "path": f"images/{sample_id}.png", "sha256": None,
                "height": SIZE, "width": SIZE, "micro_batch": 8}
         if pixels is None:

@@ -126,6 +126,16 @@ def test_scores_and_thresholds_explain_the_decisions(filtered: Path) -> None:
     assert (thresholds.loc[thresholds["label"] == "Hernia", "n_positive"] == 30).all()
 
 
+def test_what_the_images_show_of_what_they_were_asked_for(filtered: Path) -> None:
+    """Of all pairs that were made, whatever the rules dropped."""
+    assert "drawn.parquet" in json.loads((filtered / "_stage.json").read_text())["outputs"]
+    (row,) = read_table(filtered / "drawn.parquet").to_dict("records")
+    frame = read_table(filtered / "synthetic.parquet")
+    noise = [set(frame.loc[frame["charged_to"] == kind, "seed"]) for kind in ("Hernia", "negative")]
+    assert (row["label"], row["says"], row["n_pairs"]) == ("Hernia", "drawn", len(noise[0] & noise[1]))
+    assert 0.5 < row["ci_low"] < row["auroc"] < row["real_auroc"]
+
+
 def test_fidelity_table(filtered: Path) -> None:
     frame = read_table(filtered / "fidelity.parquet")
     assert set(frame["name"]) == {"all", "tail", "Hernia", "negative"}

@@ -80,13 +80,15 @@ def test_each_reads_what_was_held_out_and_what_was_made(cohort: Cohort, tmp_path
     Image.fromarray(np.full((SIZE, SIZE), 255, np.uint8)).save(file)
     made = pd.DataFrame({"sample_id": ["s"], "path": ["made.png"], "sha256": [hash_file(file)], "height": SIZE,
                          "width": SIZE, "view": "PA", "charged_to": "Hernia", "Hernia": 1,
-                         "init_image_id": [cohort.split("train")["image_id"].iloc[0]]})
+                         "seed": 7, "init_image_id": [cohort.split("train")["image_id"].iloc[0]]})
     readers = [Grey(name) for name in held_out]
     gatherer = Gatherer(cohort=cohort, made=made, folder=tmp_path, readers={"fold": readers}, run=tmp_path, threads=1,
                         held_out=held_out)
     sources = gatherer.sources()
     gatherer.read(sources, share=Share())
     evidence = gatherer.evidence(sources, scarce=["Hernia"])
+    assert evidence.noise is not None
+    assert evidence.noise.tolist() == [-1]  # and from no noise alone
     frame = cohort.frame.set_index("image_id")
     assert evidence.made.patients.tolist() == [cohort.split("train")["patient_id"].iloc[0]]  # it was drawn from that
     for reader in readers:
