@@ -106,8 +106,8 @@ def draw(scarce: Sequence[str], config: PhantomConfig, folder: Path, per_class: 
                              "view": exam.view, "height": config.size, "width": config.size, "charged_to": label,
                              **dict(zip(config.labels, case.labels.astype(int).tolist(), strict=True))})
     write_images(exams, folder, config.size, processes=1)
-    return pd.DataFrame(rows).assign(
-        sha256=[hash_file(folder / row["path"]) for row in rows], init_image_id=None)
+    return pd.DataFrame(rows).assign(  # they began from no noise, and from no real image
+        sha256=[hash_file(folder / row["path"]) for row in rows], init_image_id=None, seed=-1)
 
 
 def ask_anew(run: Path, labels: Sequence[str], visible: Sequence[str], per_class: int) -> pd.DataFrame:

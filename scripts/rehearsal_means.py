@@ -98,10 +98,10 @@ def config_of(rehearsal: Rehearsal, cell: Cell, name: str) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if key != "reconstruct" or need_reconstruction(arms)}
 
 
-def informed_config(rehearsal: Rehearsal, config: Mapping[str, Any]) -> dict[str, Any]:
+def informed_config(rehearsal: Rehearsal, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The run of a generator that has seen whatever thinnings withhold, and serves them all."""
     return {key: value for key, value in config.items() if key != "reconstruct"} | {
-        "run": str(rehearsal.folder / "means" / "informed" / "known"), "cohort": str(rehearsal.cohort_folder),
+        "run": str(rehearsal.folder / "means" / name / "known"), "cohort": str(rehearsal.cohort_folder),
         "seed": rehearsal.config["seed"], "arms": [RIVAL, BOTH[0]]}
 
 
@@ -110,12 +110,12 @@ def check(rehearsal: Rehearsal, cells: Sequence[Cell], names: Sequence[str]) -> 
     if not rehearsal.section.quick or "fill" in rehearsal.config:
         raise TailfillError("rehearsal.quick is false, or there is a section fill; wanted: heads on features "
                             "(rehearsal.quick: true), and generate with filter")
+    read = [f"train/{READER}/seed_0"] if READER in rehearsal.section.arms else []
     for name, cell in product(names, cells):
-        read = [f"train/{READER}/seed_0"] if READER in rehearsal.section.arms else []
         for place in [*untouched(name, rehearsal), *read]:
             source = rehearsal.folder / cell.name / place
             if place != "cache" and read_stamp(source) is None:
-                raise TailfillError(f"{source}: is no complete stage, which '{name}' starts from; wanted: a complete "
+                raise TailfillError(f"{source}: is no complete stage, which '{name}' needs; wanted: a complete "
                                     "rehearsal (scripts/rehearse.py) with this arm")
         lay_out(rehearsal, cell, name)
 
@@ -146,7 +146,7 @@ def lay_out(rehearsal: Rehearsal, cell: Cell, name: str) -> list[Experiment]:
     folder, source = Path(config["run"]), rehearsal.folder / cell.name
     configs, targets = [config], {place: source / place for place in untouched(name, rehearsal)}
     if MEANS[name].informed:
-        configs.insert(0, informed_config(rehearsal, config))
+        configs.insert(0, informed_config(rehearsal, name, config))
         targets["generator"] = Path(configs[0]["run"]) / "generator"
     link(targets, folder=folder)
     return [write_config(one, rehearsal.processes) for one in configs]

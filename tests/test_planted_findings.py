@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from planted_findings import KINDS, ask_anew, parse, phantom_of, plant, tabulate
+from planted_findings import KINDS, ask_anew, draw, parse, phantom_of, plant, tabulate
 
 from cohort.errors import TailfillError
 from cohort.phantom.cases import draw_cases
@@ -32,6 +32,14 @@ def test_a_kind_differs_in_the_sign_that_it_says_and_in_nothing_else():
             (case.exam.patient, case.exam.seed, case.exam.view)}
         others.append(other)
     assert set(others) == set(SCARCE[1:])
+
+
+def test_new_phantoms_are_rows_as_the_evidence_reads_them(tmp_path):
+    config = PhantomConfig(size=64, images=12, seed=5, findings="core", val_share=0, test_share=0)
+    rows = draw(SCARCE[:2], config, tmp_path, per_class=1)
+    assert {"path", "sha256", "height", "view", "charged_to", *config.labels} <= set(rows)
+    assert rows["init_image_id"].isna().all()
+    assert set(rows["seed"]) == {-1}  # no noise, so no pairs
 
 
 def test_generated_images_are_asked_for_anew(tmp_path):

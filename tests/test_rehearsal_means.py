@@ -138,7 +138,7 @@ def test_what_cannot_be_tried_is_refused_before_anything_is_made(rehearsal: Rehe
     with pytest.raises(TailfillError, match="--n-seeds is 9; wanted: 2 to 3"):
         cells_of(rehearsal, level=None, n_seeds=9)
     source, cells = finished(rehearsal), cells_of(rehearsal, level=None, n_seeds=None)
-    with pytest.raises(TailfillError, match=r"seed_1/cohort: is no complete stage, which 'base' starts from"):
+    with pytest.raises(TailfillError, match=r"seed_1/cohort: is no complete stage, which 'base' needs"):
         check(rehearsal, cells, [BASE])
     rehearsal.config["fill"] = {}
     with pytest.raises(TailfillError, match="a section fill; wanted: heads"):

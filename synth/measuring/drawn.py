@@ -20,7 +20,7 @@ draws. Labels with few real patients are not judged, which in a tail is many.
 """
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,7 @@ def read_drawn(evidence: Evidence) -> pd.DataFrame:
         if len(gauge.positives) < FOLDS_BELOW:
             gauge = out_of_fold.get(label, gauge)
         rows.append(asdict(_read(gauge, evidence)))
-    return pd.DataFrame(rows, columns=list(Drawn.__dataclass_fields__))
+    return pd.DataFrame(rows, columns=[column.name for column in fields(Drawn)])
 
 
 def matched_pairs(*, asked: np.ndarray, negative: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -100,25 +100,27 @@ def _read(gauge: Gauge, evidence: Evidence) -> Drawn:
     real, made = gauge.skill() if knows else nobody, nobody
     if n_pairs >= LEAST_PAIRS:
         made = auroc_interval(logits=gauge.made[pairs], targets=alone[pairs].astype(int), patients=noise[pairs])
-    margin = (0.5 + real[0]) / 2
-    reason = None
+    margin, reasons = (0.5 + real[0]) / 2, []
     if n_pairs < LEAST_PAIRS:
-        reason = (f"{n_pairs} pairs of an image asked for it alone and a matched negative; wanted: {LEAST_PAIRS} "
-                  "(plan.negatives_per_positive)")
-    elif not knows:
-        reason = (f"{people} real patients with the finding and {len(gauge.negatives)} images without; wanted: "
-                  f"{LEAST_PATIENTS} and 1")
-    elif real[1] <= 0.5:
-        reason = f"the critics' AUROC in real images, {real[0]:.3f} ({real[1]:.3f} to {real[2]:.3f}), may be chance"
-    elif made[1] <= 0.5 and made[2] >= margin:
-        reason = f"too few pairs: neither chance nor half of what is seen in real images ({margin:.3f}) is excluded"
+        reasons.append(f"{n_pairs} pairs of an image asked for it alone and a matched negative; wanted: {LEAST_PAIRS} "
+                       "(plan.negatives_per_positive)")
+    if not knows:
+        reasons.append(f"{people} real patients with the finding and {len(gauge.negatives)} images without; wanted: "
+                       f"{LEAST_PATIENTS} and 1")
+    if real[1] <= 0.5:
+        reasons.append(f"the critics' AUROC in real images, {real[0]:.3f} ({real[1]:.3f} to {real[2]:.3f}), may be "
+                       "chance")
+    if not reasons and made[1] <= 0.5 and made[2] >= margin:
+        reasons.append(f"too few pairs: neither chance nor half of what is seen in real images ({margin:.3f}) is "
+                       "excluded")
+    reason = "; ".join(reasons) or None
     says = NOT_JUDGED if reason else HARDLY if made[2] < margin else DRAWN
     return Drawn(label=gauge.label, says=says, auroc=made[0], ci_low=made[1], ci_high=made[2], n_pairs=n_pairs,
                  real_auroc=real[0], real_low=real[1], real_high=real[2], n_real_patients=people, reason=reason)
 
 
 def write_drawn(evidence: Evidence, folder: Path) -> str:
-    """Write the table, and warn of findings that were asked for and cannot be read; the file's name."""
+    """Write the table, and warn of findings that were asked for and are hardly drawn; the file's name."""
     table = read_drawn(evidence)
     write_table(table, folder / FILE)
     told = [f"{row['label']} (AUROC {row['auroc']:.2f}, {row['ci_low']:.2f} to {row['ci_high']:.2f}; in real images "

@@ -130,6 +130,11 @@ def test_what_nobody_can_tell_is_not_judged(real: Images, n_pairs: int, why: str
     assert why in str(row["reason"])
 
 
+def test_every_reason_is_told() -> None:
+    row = row_of(case(draw(60, gap=1.5, seed=4, share=0.05), gap=1.0, n_pairs=12))
+    assert all(why in str(row["reason"]) for why in ("6 pairs", "real patients with the finding"))
+
+
 def test_too_few_pairs_to_say_are_no_proof_of_absence() -> None:
     real = draw(300, gap=1.5, seed=2)
     row = row_of(case(real, gap=0.4, n_pairs=24, alike=0.0, seed=5))
