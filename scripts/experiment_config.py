@@ -68,7 +68,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     """The configuration file that ``argv`` starts with, and overrides; every section is checked before any work."""
     file = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     content = load_yaml(file) if file else {}
-    left_out = {*OPTIONAL, "rehearsal", "pretrain", *(["prepare"] if content.get("cohort") else [])} - content.keys()
+    left_out = {*OPTIONAL, "rehearsal", "pretrain", *_needless(content)} - content.keys()
     schemas = {name: _import(place) for name, place in SCHEMAS.items() if name not in left_out}
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
     parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")
@@ -97,6 +97,11 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
     return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
                       processes=built.processes, dry_run=built.dry_run)
+
+
+def _needless(content: dict[str, Any]) -> list[str]:
+    """Stages whose work was done elsewhere: a prepared cohort, a generator that is taken as it is."""
+    return ["prepare"] * bool(content.get("cohort")) + ["finetune"] * bool((content.get("generate") or {}).get("pipeline"))
 
 
 def _import(place: str) -> type:
@@ -149,10 +154,15 @@ def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections
 
 def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | None) -> None:
     """Raise ``TailfillError`` for sections that are right for themselves but not together."""
-    pipeline, start = built["finetune"].pipeline, built["train"].init_seed
-    if pipeline is None and "autoencoder" not in content:
-        raise TailfillError(f"config {file}: no section autoencoder and no finetune.pipeline; wanted: one of them")
-    for section, given in (("finetune", pipeline), ("generate", built["generate"].pipeline)):
+    start, pipelines = built["train"].init_seed, {"generate": built["generate"].pipeline}
+    if "finetune" in built:
+        pipelines["finetune"] = built["finetune"].pipeline
+        share_batch(built["finetune"].batch_size, built["finetune"].gradient_accumulation * built.processes,
+                    key="finetune.batch_size")
+    if not any(pipelines.values()) and "autoencoder" not in content:
+        raise TailfillError(f"config {file}: no section autoencoder, no finetune.pipeline and no generate.pipeline; "
+                            "wanted: one of them")
+    for section, given in pipelines.items():
         if given is not None and not Path(given).is_dir() and (Path(given).is_absolute() or given.count("/") != 1):
             raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")
     if "reconstruct" in content:
@@ -164,8 +174,6 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
     if start in built["filter"].critic_seeds:
         raise TailfillError(f"filter.critic_seeds holds {start}, the start that all arms share (train.init_seed); "
                             "wanted: another seed, for a filter of its own")
-    share_batch(built["finetune"].batch_size, built["finetune"].gradient_accumulation * built.processes,
-                key="finetune.batch_size")
     for member in ["", *run.members]:
         train = member_config(run, built["train"], member)
         share_batch(train.batch_size, train.gradient_accumulation * built.processes, key="train.batch_size")

@@ -142,7 +142,8 @@ def image_px(config: Mapping[str, Any]) -> int | None:
     """Pixels per side of the images that are made, where the settings or the pipeline's folder say it."""
     if config["generate"]["height"]:
         return int(config["generate"]["height"])
-    unet = Path(str(config["finetune"]["pipeline"])) / "unet" / "config.json"
+    pipeline = config["generate"]["pipeline"] or config["finetune"]["pipeline"]
+    unet = Path(str(pipeline)) / "unet" / "config.json"
     if not unet.is_file():
         section = config.get("autoencoder") or {}
         return section.get("image_size")
