@@ -101,7 +101,8 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
 
 def _needless(content: dict[str, Any]) -> list[str]:
     """Stages whose work was done elsewhere: a prepared cohort, a generator that is taken as it is."""
-    return ["prepare"] * bool(content.get("cohort")) + ["finetune"] * bool((content.get("generate") or {}).get("pipeline"))
+    generator = (content.get("generate") or {}).get("pipeline")
+    return ["prepare"] * bool(content.get("cohort")) + ["finetune"] * bool(generator)
 
 
 def _import(place: str) -> type:

@@ -15,6 +15,7 @@ other configuration has. Not promised: anything about trainings of all weights, 
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -134,7 +135,8 @@ def draw(base: Mapping[str, Any], name: str) -> Path:
         run_stage("cohort.prepare", file, "--role", "oracle")
     for folder in ("cohort", *(folder for section, (_, folder) in STAGES.items() if section not in anew)):
         if not (run / folder).exists():
-            (run / folder).symlink_to(Path(base["run"]) / folder)
+            (run / folder).unlink(missing_ok=True)  # a link from before the runs were moved
+            (run / folder).symlink_to(os.path.relpath(Path(base["run"]) / folder, run))
     for module in (module for section, (module, _) in STAGES.items() if section in anew):
         run_stage(module, file)
     return run

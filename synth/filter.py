@@ -218,7 +218,8 @@ def gather(gatherer: Gatherer, inputs: Inputs, accelerator: Accelerator) -> Evid
     """Read all images, each process its share; the evidence, in the main process alone."""
     with accelerator.main_process_first():  # decodes the real images into their cache for all
         sources = gatherer.sources()
-    gatherer.read(sources, share=Share(rank=accelerator.process_index, world=accelerator.num_processes))
+    gatherer.read(sources, share=Share(rank=accelerator.process_index, world=accelerator.num_processes),
+                  wait=accelerator.wait_for_everyone)
     accelerator.wait_for_everyone()
     return gatherer.evidence(sources, scarce=inputs.scarce) if accelerator.is_main_process else None
 
@@ -242,7 +243,7 @@ def judge(
     write_table(probe_origin(evidence, keep=keep), stage.folder / "probe.parquet")
     outputs = [*OUTPUTS, *([write_drawn(evidence, stage.folder)] if "critic" in config.reads else [])]
     if "copies" in config.reads:
-        write_copies(stage.folder, made, evidence, cohort, rng)
+        write_copies(stage.folder, made, evidence, cohort)
         outputs += COPIES
     write_patients(stage.folder, cohort.split("train", "val")["patient_id"], salt=cohort.salt, inherited=inputs.learnt)
     counts = count(inputs, synthetic, list(verdicts))
@@ -253,16 +254,14 @@ def judge(
     log.info("filter: %s", ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
-def write_copies(
-    folder: Path, made: pd.DataFrame, evidence: Evidence, cohort: Cohort, rng: np.random.Generator
-) -> None:
+def write_copies(folder: Path, made: pd.DataFrame, evidence: Evidence, cohort: Cohort) -> None:
     """Each image's nearest training image by name, and what the set as a whole says of memorisation."""
     pairs = nearest_pairs(evidence)
     train = cohort.split("train")["image_id"].to_numpy()
     named = pairs.drop(columns=["row", "nearest"]).assign(
         sample_id=made["sample_id"].to_numpy()[pairs["row"]], image_id=train[pairs["nearest"]])
     write_table(named, folder / COPIES[0])
-    write_table(pd.DataFrame([asdict(nearer_to_train(evidence, rng))]), folder / COPIES[1])
+    write_table(pd.DataFrame([asdict(nearer_to_train(evidence))]), folder / COPIES[1])
 
 
 def main() -> None:

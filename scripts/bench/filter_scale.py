@@ -17,7 +17,8 @@ import pandas as pd
 
 from synth.judging.copies import CopyReader
 from synth.judging.evidence import Evidence, Images
-from synth.judging.gathering import SETS
+from synth.judging.gathering import SEARCHING, SETS
+from synth.judging.memorisation import Searched, make_searches, nearer_to_train
 from synth.judging.reading import Reader, Source, collect, read
 from synth.judging.rules import RULES, apply_rules, read_by
 from synth.judging.sanity import PixelStatistics
@@ -80,32 +81,53 @@ def draw(rows: Sequence[int]) -> np.ndarray:
 
 
 def tell_scale(n: int) -> None:
-    """Read and judge ``n`` images made against ``N_REAL`` real ones; one line of seconds and memory."""
+    """Read, search and judge ``n`` images made against ``N_REAL`` real ones; one line of seconds and memory."""
     kinds: dict[str, list[Reader]] = {"pixels": [PixelStatistics()], "encoder": [Averages()], "critic": [Guess()],
                                       "copies": [CopyReader()]}
-    starts, sizes = {"made": 10**6, "train": 0, "val": N_REAL}, {"made": n, "train": N_REAL, "val": N_REAL}
+    used = read_by(RULES)
+    sources = {"train": _source("train", 0, N_REAL), "val": _source("val", N_REAL, N_REAL),
+               "made": _source("made", 10**6, n)}
+    readers = {name: [reader for kind in used for reader in kinds[kind] if name in SETS[kind]] for name in sources}
     with tempfile.TemporaryDirectory(prefix="tailfill_bench_") as folder, Held() as held:
-        begin = time.perf_counter()
-        images = {name: _gather(name, starts[name], sizes[name], kinds, Path(folder)) for name in starts}
-        between = time.perf_counter()
+        cache, times = Path(folder), [time.perf_counter()]
+        for name, source in sources.items():
+            read(source, readers[name], cache)
+        times.append(time.perf_counter())
+        searches = make_searches(*(_searched(sources[split], cache) for split in ("train", "val")))
+        for name, wanted in SEARCHING.items():
+            readers[name] += [search for search in searches if search.name in wanted]
+            read(sources[name], readers[name], cache)
+        times.append(time.perf_counter())
+        images = {name: _images(source, readers[name], cache) for name, source in sources.items()}
         charged = np.array([LABELS[i % 2] for i in range(n)], dtype=object)
         evidence = Evidence(made=images["made"], charged_to=charged, scarce=list(LABELS), train=images["train"],
                             val=images["val"], critics=("guess",), encoders=("averages",))
         apply_rules(dict.fromkeys(RULES), evidence)
-        end = time.perf_counter()
-        sys.stdout.write(f"{n:7,} images: reading {1000 * (between - begin) / (n + 2 * N_REAL):.2f} ms each, judging "
-                         f"{1000 * (end - between) / n:.2f} ms each, {held.most:,.0f} MiB more "
-                         f"than before\n")
+        nearer_to_train(evidence)
+        times.append(time.perf_counter())
+        reading, searching, judging = 1000 * np.diff(times) / [n + 2 * N_REAL, n + N_REAL, n]
+        sys.stdout.write(f"{n:7,} images: reading {reading:.2f} ms each, searching {searching:.2f} ms each, judging "
+                         f"{judging:.2f} ms each, {held.most:,.0f} MiB more than before\n")
+        sys.stdout.flush()
 
 
-def _gather(name: str, start: int, n: int, kinds: dict[str, list[Reader]], cache: Path) -> Images:
-    used = read_by(RULES)
-    readers = [reader for kind, found in kinds.items() if kind in used and name in SETS[kind] for reader in found]
+def _source(name: str, start: int, n: int) -> Source:
     digests = np.array([(start + row).to_bytes(32, "big") for row in range(n)], dtype="V32")
-    source = Source(name=name, digests=digests, load=lambda rows: draw([start + row for row in rows]))
-    read(source, readers, cache)
-    rng = np.random.default_rng(start)
+    return Source(name=name, digests=digests, load=lambda rows: draw([start + row for row in rows]))
+
+
+def _searched(source: Source, cache: Path) -> Searched:
+    reader = CopyReader()
+    return Searched(digests=source.digests, patients=_patients(source),
+                    readings=lambda: collect(source, [reader], cache)[reader.name])
+
+
+def _patients(source: Source) -> np.ndarray:
+    return np.array([f"{source.name}{row}" for row in range(len(source.digests))], dtype=object)
+
+
+def _images(source: Source, readers: Sequence[Reader], cache: Path) -> Images:
+    n, rng = len(source.digests), np.random.default_rng(len(source.name))
     labels = pd.DataFrame({label: pd.array(rng.integers(0, 2, n), dtype="Int8") for label in LABELS})
-    return Images(labels=labels, patients=np.array([f"{name}{row}" for row in range(n)], dtype=object),
-                  views=np.resize(np.array(["PA", "AP"], dtype=object), n), load=source.load,
-                  readings=collect(source, readers, cache))
+    return Images(labels=labels, patients=_patients(source), load=source.load, readings=collect(source, readers, cache),
+                  views=np.resize(np.array(["PA", "AP"], dtype=object), n))

@@ -26,8 +26,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
+VERSION = 1
+"""Of the search below; a change of anything that it finds is a new one."""
 SIDE, COARSE = 48, 16
 """Pixels per side of a reading, and of what retrieval and the first alignment see of it."""
 BAND, LOCAL = 1 / 36, 1 / 8
@@ -102,18 +103,17 @@ class Gallery:
         self.quarters = torch.cat([_quarters(_thinned(part)) for part in parts], dim=1).mT.contiguous()  # (4, 36, n)
 
     @torch.inference_mode()
-    def search(self, readings: np.ndarray, *, shortlist: int = SHORTLIST, description: str = "copies") -> Matches:
+    def search(self, readings: np.ndarray, *, shortlist: int = SHORTLIST) -> Matches:
         """Find each image's nearest training images.
 
         Args:
             readings: of the images, float32 (n, 2304).
             shortlist: training images that are aligned for each, besides the best one of each near patient.
-            description: what the progress bar says.
         """
         n = len(readings)
         found = Matches(rows=np.zeros((n, PATIENTS), dtype=np.int64), ncc=np.full((n, PATIENTS), np.nan),
                         flipped=np.zeros((n, PATIENTS), dtype=bool), warps=np.tile(IDENTITY, (n, PATIENTS, 1)))
-        for i, reading in enumerate(tqdm(readings, desc=description, unit="image", disable=None)):
+        for i, reading in enumerate(readings):
             both = _both_ways(torch.from_numpy(np.array(reading)).view(SIDE, SIDE))
             rows, flipped, warps = self._candidates(both, shortlist)
             image, seen = both[flipped], self.readings[rows]

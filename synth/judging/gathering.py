@@ -4,7 +4,7 @@ An image made is known by its file's hash, which must be the one that ``images.p
 at the size of those made. So nothing that was read of either is ever taken for another image's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,18 +18,23 @@ from cohort.errors import TailfillError
 from cohort.pixels import load_images, read_grey
 from cohort.stage import hash_file, read_stamp
 from cohort.tables import RECONSTRUCTED, Cohort
+from synth.judging.copies import CopyReader
 from synth.judging.evidence import Evidence, Images
+from synth.judging.memorisation import HELD_OUT_SIDE, NEAREST, TRAIN_SIDE, MatchReader, Searched, make_searches
 from synth.judging.reading import Reader, Share, Source, collect, file_digests, pixel_digests, read
 
 SETS: dict[str, tuple[str, ...]] = {
     "pixels": ("made", "train"),
     "encoder": ("made", "train", "val", "reconstructed"),
-    "copies": ("made", "train", "val"),
+    "copies": ("train", "val"),
     "critic": ("made", "val"),
     "fold": ("made",),
 }
 """Kind of reader to the sets of images that it reads. A critic has learnt the train images by heart; an out-of-fold
-critic also reads the real images that were held out from it, a set of its own name."""
+critic also reads the real images that were held out from it, a set of its own name. Where copies are looked for, the
+images made and those of validation are searched among what ``copies`` has read (``SEARCHING``)."""
+SEARCHING = {"made": (NEAREST, TRAIN_SIDE, HELD_OUT_SIDE), "val": (NEAREST,)}
+"""Set of images to the searches that its images go through."""
 
 
 REAL = ("train", "val")
@@ -75,10 +80,16 @@ class Gatherer:
         return {"made": self._source_of_made(), **real, **(again if self.reconstructed else {}),
                 **{critic: self._source_of_held_out(critic, real) for critic in self.held_out}}
 
-    def read(self, sources: Mapping[str, Source], *, share: Share) -> None:
-        """One pass over each set, of this process's share."""
+    def read(self, sources: Mapping[str, Source], *, share: Share, wait: Callable[[], None] = lambda: None) -> None:
+        """One pass over each set, of this process's share; ``wait`` returns when all processes have come so far.
+
+        What the images are searched among is read first, by all of them.
+        """
+        for split in REAL:
+            read(sources[split], self._plain_readers_of(split), self.cache, share=share)
+        wait()
         for name, source in sources.items():
-            read(source, self._readers_of(name), self.run / "cache" / "readings", share=share)
+            read(source, self._readers_of(name, sources), self.cache, share=share)
 
     def evidence(self, sources: Mapping[str, Source], *, scarce: list[str]) -> Evidence:
         """The case, once every process has read its share."""
@@ -94,13 +105,13 @@ class Gatherer:
         gathered = {
             name: Images(
                 labels=labels, patients=patients.to_numpy(), views=frame["view"].to_numpy(dtype=object),
-                readings=collect(sources[name], self._readers_of(name), self.run / "cache" / "readings"),
+                readings=collect(sources[name], self._readers_of(name, sources), self.cache),
                 load=sources[name].load,
             )
             for name, (frame, labels, patients) in sets.items()
         }
-        again = collect(sources["reconstructed"], self._readers_of("reconstructed"),
-                        self.run / "cache" / "readings") if self.reconstructed else {}
+        again = collect(sources["reconstructed"], self._readers_of("reconstructed", sources),
+                        self.cache) if self.reconstructed else {}
         names = {kind: tuple(reader.name for reader in self.readers.get(kind, ())) for kind in SETS}
         rare = tuple(label for label in self.cohort.labels if self.cohort.groups[label] == "tail")
         return Evidence(charged_to=charged_to, scarce=scarce, watched=rare,
@@ -109,7 +120,25 @@ class Gatherer:
                         folds={critic: gathered[critic] for critic in self.held_out},
                         noise=self.made["seed"].where(self.made["init_image_id"].isna(), -1).to_numpy(dtype=np.int64))
 
-    def _readers_of(self, name: str) -> list[Reader]:
+    @property
+    def cache(self) -> Path:
+        """Folder of all that was read."""
+        return self.run / "cache" / "readings"
+
+    def _readers_of(self, name: str, sources: Mapping[str, Source]) -> list[Reader]:
+        return [*self._plain_readers_of(name), *(
+            search for search in self._searches(sources) if search.name in SEARCHING.get(name, ()))]
+
+    def _searches(self, sources: Mapping[str, Source]) -> list[MatchReader]:
+        readers = self.readers.get("copies", ())
+
+        def searched(split: str) -> Searched:
+            return Searched(digests=sources[split].digests, patients=self.cohort.split(split)["patient_id"].to_numpy(),
+                            readings=lambda: collect(sources[split], readers, self.cache)[CopyReader.name])
+
+        return make_searches(*map(searched, REAL)) if readers else []
+
+    def _plain_readers_of(self, name: str) -> list[Reader]:
         return [reader for kind, readers in self.readers.items() for reader in readers
                 if name in SETS[kind] or name == reader.name]
 

@@ -16,25 +16,100 @@ is what a generator that memorises nothing must give. Images that share their ne
 side, so they are one witness, and so are those drawn from one patient: ``clustered_interval`` counts them so. It is a
 coarse instrument: see ``Share.if_all_copied``.
 
+Searching is what costs: tens of milliseconds an image, growing with the training images. So a search is a reader like
+an encoder: processes share it, and what it found is kept as long as the images searched are the same ones.
+
 Not promised: what retrieval and alignment do not see (synth/judging/copies.py), a copied detail in a new chest, or a
 right threshold where validation itself holds copies of training images under another patient's name.
 """
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from synth.judging.copies import CopyReader, Gallery, Matches
-from synth.judging.evidence import Evidence, Images
+from synth.judging import copies
+from synth.judging.copies import PATIENTS, SHORTLIST, CopyReader, Gallery, Matches
+from synth.judging.evidence import Evidence
 from synth.judging.rules import Criterion, reads
 
 MIN_HELD_OUT = 20
 """Validation images below which no threshold is set: one in 21 false alarms would be the least it could promise."""
 MIN_PATIENTS = 4
 """Training patients below which there is no typical distance."""
+NEAREST, TRAIN_SIDE, HELD_OUT_SIDE = "nearest", "nearest of the train side", "nearest of the held-out side"
+"""Readings of ``MatchReader``: among all training images, and among one image each of as many patients of train and of
+validation."""
+SIDE_SHORTLIST = 16
+"""Images aligned for each in a search of one side, where only the nearest one counts."""
+NO_PATIENT = -2.0
+"""Stands for the NaN of ``Matches.ncc`` in a reading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """Images among which others are searched; n rows throughout."""
+
+    digests: np.ndarray
+    """sha256 of each image's content, bytes (n,)."""
+    patients: np.ndarray
+    """(n,)."""
+    readings: Callable[[], np.ndarray]
+    """Gives ``CopyReader``'s readings, float32 (n, 2304), when they are needed."""
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+
+class MatchReader:
+    """A reader (synth/judging/reading.py) of each image's nearest images among others, as a search finds them."""
+
+    width = PATIENTS * 7
+
+    def __init__(self, name: str, among: Searched, *, rows: np.ndarray | None = None, shortlist: int = SHORTLIST
+                 ) -> None:
+        """Search ``among`` others, or those of them in ``rows``, int (k,); for ``shortlist`` see ``Gallery.search``."""
+        self.name, self.among, self.shortlist = name, among, shortlist
+        self.rows = np.arange(len(among)) if rows is None else rows
+        owners = np.unique(among.patients[self.rows].astype(str), return_inverse=True)[1].astype("<i8")
+        content = hashlib.sha256(among.digests[self.rows].tobytes() + owners.tobytes()).hexdigest()
+        self.key = f"{copies.VERSION} {CopyReader.key} shortlist={shortlist} {content}"
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (b, size, size) to float32 (b, 56): row, NCC, mirrored or not and warp of each of 8, nearest first."""
+        found = self.gallery.search(CopyReader().read(images), shortlist=self.shortlist)
+        parts = found.rows[..., None], np.nan_to_num(found.ncc, nan=NO_PATIENT)[..., None], found.flipped[..., None]
+        return np.concatenate([*parts, found.warps], axis=2, dtype=np.float32).reshape(len(images), -1)
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """Built when the first image is searched."""
+        return Gallery(self.among.readings()[self.rows], self.among.patients[self.rows])
+
+
+def matches_of(reading: np.ndarray) -> Matches:
+    """What ``MatchReader`` found, from its reading, float32 (n, 56)."""
+    found = np.asarray(reading, dtype=np.float64).reshape(len(reading), PATIENTS, 7)
+    return Matches(rows=found[..., 0].astype(np.int64), flipped=found[..., 2] == 1, warps=found[..., 3:],
+                   ncc=np.where(found[..., 1] == NO_PATIENT, np.nan, found[..., 1]))
+
+
+def make_searches(train: Searched, val: Searched) -> list[MatchReader]:
+    """The searches that the gate needs: among ``train``, and among either side, unless it has no patient.
+
+    A side is one image of a patient drawn at random, and as many patients of one split as the other has; which ones
+    depends on the two sets of images alone.
+    """
+    rng = np.random.default_rng(0)
+    both = [_one_per_patient(images.patients, rng) for images in (train, val)]
+    n = min(map(len, both))
+    sides = [MatchReader(name, images, rows=np.sort(rng.permutation(rows)[:n]), shortlist=SIDE_SHORTLIST)
+             for name, images, rows in zip((TRAIN_SIDE, HELD_OUT_SIDE), (train, val), both, strict=True) if n]
+    return [MatchReader(NEAREST, train), *sides]
 
 
 @reads(CopyReader.name)
@@ -42,14 +117,13 @@ def memorisation(evidence: Evidence, *, false_alarms: float = 0.005) -> list[Cri
     """Whether an image stands out too little from its typical near distances to be a copy: its score as told above.
 
     Args:
-        evidence: with the reading of ``CopyReader`` in all three sets.
+        evidence: with the reading ``NEAREST`` of the images made and of validation.
         false_alarms: share of real images of unseen patients that may be taken for copies.
 
     Returns:
         One criterion that applies to every image with a score.
     """
-    score = stand_out(_matches(_Same(evidence.made), _Same(evidence.train)))
-    real = stand_out(_matches(_Same(evidence.val), _Same(evidence.train)))
+    score, real = (stand_out(matches_of(images.read(NEAREST))) for images in (evidence.made, evidence.val))
     threshold, source, reason = copy_threshold(real, false_alarms=false_alarms)
     return [Criterion(label=None, score=score, applies=np.isfinite(score), threshold=threshold, at_least=True,
                       source=source, reason=reason)]
@@ -62,7 +136,7 @@ def nearest_pairs(evidence: Evidence) -> pd.DataFrame:
     ``score`` (see the module; NaN with fewer than 4 training patients), ``flipped`` (matches as its mirror image),
     ``scale_x``, ``shift_x``, ``scale_y``, ``shift_y`` (``Matches.warps``).
     """
-    found = _matches(_Same(evidence.made), _Same(evidence.train))
+    found = matches_of(evidence.made.read(NEAREST))
     warps = {name: found.warps[:, 0, i] for i, name in enumerate(("scale_x", "shift_x", "scale_y", "shift_y"))}
     return pd.DataFrame({"row": np.arange(len(found.rows)), "nearest": found.rows[:, 0], "ncc": found.ncc[:, 0],
                          "score": stand_out(found), "flipped": found.flipped[:, 0], **warps})
@@ -117,20 +191,13 @@ class Share:
     """What the share would be, had every image been copied from a training image drawn at random."""
 
 
-def nearer_to_train(evidence: Evidence, rng: np.random.Generator) -> Share:
-    """The set-level test; ``rng`` draws an image per patient, and as many patients of one side as the other has."""
-    sides = [_one_per_patient(images, rng) for images in (evidence.train, evidence.val)]
-    n = min(map(len, sides))
+def nearer_to_train(evidence: Evidence) -> Share:
+    """The set-level test, from the readings ``TRAIN_SIDE`` and ``HELD_OUT_SIDE`` of the images made."""
+    n = min(len(np.unique(images.patients.astype(str))) for images in (evidence.train, evidence.val))
     if n < 1:
         return Share(share=None, low=None, high=None, n=0, n_per_side=0, if_all_copied=0.5)
-    made = evidence.made.read(CopyReader.name)
-    near, nearest = [], []
-    for images, rows, name in zip((evidence.train, evidence.val), sides, ("train", "held out"), strict=True):
-        rows = np.sort(rng.permutation(rows)[:n])
-        gallery = Gallery(images.read(CopyReader.name)[rows], images.patients[rows])
-        found = gallery.search(made, shortlist=16, description=f"nearest {name}")
-        near.append(found.ncc[:, 0])
-        nearest.append(found.rows[:, 0] + len(near) * n)
+    found = [matches_of(evidence.made.read(name)) for name in (TRAIN_SIDE, HELD_OUT_SIDE)]
+    near, nearest = [side.ncc[:, 0] for side in found], [found[0].rows[:, 0], found[1].rows[:, 0] + n]
     copied, decided = 0.5 + 0.5 * n / len(evidence.train), near[0] != near[1]
     if not decided.any():
         return Share(share=None, low=None, high=None, n=0, n_per_side=n, if_all_copied=copied)
@@ -185,26 +252,7 @@ def exact_interval(k: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _one_per_patient(images: Images, rng: np.random.Generator) -> np.ndarray:
+def _one_per_patient(patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Row numbers of one image of each patient, drawn at random."""
-    shuffled = rng.permutation(len(images))
-    return shuffled[np.unique(np.asarray(images.patients, dtype=str)[shuffled], return_index=True)[1]]
-
-
-class _Same:
-    """A set of images that equals itself only, so that a search is done once for the rule and for the table."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __hash__(self) -> int:
-        return id(self.images)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.images is self.images
-
-
-@lru_cache(maxsize=3)  # of two cases with the same validation images, these are searched once
-def _matches(images: _Same, train: _Same) -> Matches:
-    gallery = Gallery(train.images.read(CopyReader.name), train.images.patients)
-    return gallery.search(images.images.read(CopyReader.name))
+    shuffled = rng.permutation(len(patients))
+    return shuffled[np.unique(patients.astype(str)[shuffled], return_index=True)[1]]

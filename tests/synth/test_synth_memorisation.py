@@ -1,5 +1,6 @@
 """The memorisation gate: copies stand out, strangers do not, and the promised rate of false alarms is kept."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +12,8 @@ from scipy.ndimage import gaussian_filter
 from synth.judging import memorisation as gate
 from synth.judging.copies import PATIENTS, CopyReader, Gallery, Matches
 from synth.judging.evidence import Evidence, Images
+from synth.judging.gathering import SEARCHING
+from synth.judging.reading import pixel_digests
 
 SIDE = 48
 
@@ -24,15 +27,26 @@ def people(n: int, seed: int, *, visits: int = 1) -> np.ndarray:
 
 
 def images(pixels: np.ndarray, patients: np.ndarray | None = None) -> Images:
-    """As a rule meets them; each its own patient where none is given."""
+    """Images that nobody has read; each its own patient where none is given."""
     names = np.array([str(i) for i in range(len(pixels))]) if patients is None else patients
     return Images(labels=pd.DataFrame(index=range(len(pixels))), patients=names, views=np.full(len(pixels), None),
-                  readings={"copies": CopyReader().read(pixels)}, load=lambda rows: pixels[list(rows)])
+                  readings={}, load=lambda rows: pixels[list(rows)])
+
+
+def searched(images: Images) -> gate.Searched:
+    """Images as others are searched among them."""
+    pixels = images.load(range(len(images)))
+    return gate.Searched(digests=pixel_digests(pixels), patients=images.patients,
+                         readings=lambda: CopyReader().read(pixels))
 
 
 def evidence(made: np.ndarray, train: Images, val: Images) -> Evidence:
-    """The case of the images made."""
-    return Evidence(made=images(made), charged_to=np.full(len(made), ""), scarce=[], train=train, val=val)
+    """The case of the images made, with all that the gate's searches find."""
+    searches = gate.make_searches(searched(train), searched(val))
+    found = {kind: replace(shown, readings={search.name: search.read(shown.load(range(len(shown))))
+                                            for search in searches if search.name in SEARCHING[kind]})
+             for kind, shown in (("made", images(made)), ("val", val))}
+    return Evidence(charged_to=np.full(len(made), ""), scarce=[], train=train, **found)
 
 
 @pytest.fixture(scope="module")
@@ -65,21 +79,35 @@ def test_copies_fail_and_strangers_pass(train: Images, val: Images) -> None:
     assert pairs["ncc"][:3].min() > 0.99 > pairs["ncc"][3:].max()
 
 
-def test_rule_and_table_search_once(train: Images, val: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the rule found is what the table shows, and other images are searched anew."""
-    searched, search = [], Gallery.search
+def test_a_reading_holds_what_the_search_found(train: Images) -> None:
+    """Every field comes back, NaN where there are too few patients, and the row does not depend on its company."""
+    few = gate.Searched(**vars(searched(train)) | {"patients": np.repeat(["a", "b", "c"], 40)})
+    reader, made = gate.MatchReader("few", few), people(3, seed=6)
+    wanted, reading = Gallery(few.readings(), few.patients).search(CopyReader().read(made)), reader.read(made)
+    assert reading.shape == (3, reader.width)
+    assert reading.dtype == np.float32
+    assert np.isfinite(reading).all()
+    found = gate.matches_of(reading)
+    for name in ("rows", "ncc", "flipped", "warps"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+        assert getattr(found, name).dtype == getattr(wanted, name).dtype
+    assert np.isnan(found.ncc[:, 3:]).all()
+    np.testing.assert_array_equal(reader.read(made[1:2]), reading[1:2])
 
-    def counted(gallery: Gallery, readings: np.ndarray) -> Matches:
-        searched.append(len(readings))
-        return search(gallery, readings)
 
-    monkeypatch.setattr(Gallery, "search", counted)
-    small = images(people(25, seed=5))
-    for made in (people(2, seed=6), people(3, seed=7)):
-        case = evidence(made, train, small)
-        gate.memorisation(case)
-        gate.nearest_pairs(case)
-    assert searched == [2, 25, 3]
+def test_a_search_is_another_among_other_images(train: Images, val: Images) -> None:
+    """Its key, by which what it found is kept, names images, their order, their patients and how it searches."""
+    among = searched(train)
+    fewer = gate.MatchReader("n", among, rows=np.arange(60))
+    others = [gate.Searched(**vars(among) | {"patients": np.roll(among.patients, 1)}),
+              gate.Searched(**vars(among) | {"digests": among.digests[::-1]}), searched(val)]
+    keys = [gate.MatchReader("n", other).key for other in (among, *others)]
+    keys += [fewer.key, gate.MatchReader("n", among, shortlist=16).key]
+    assert len(set(keys)) == len(keys)
+    renamed = gate.Searched(**vars(among) | {"patients": np.char.add("x", among.patients.astype(str))})
+    assert gate.MatchReader("n", renamed).key == keys[0]  # what they are called changes nothing
+    assert [search.key for search in gate.make_searches(among, searched(val))] == [
+        search.key for search in gate.make_searches(searched(train), searched(val))]
 
 
 def test_score_is_one_ratio() -> None:
@@ -128,7 +156,7 @@ def test_set_share_of_strangers_is_one_half() -> None:
     """Unequal numbers of patients and of images per patient do not move it: one image of as many patients each."""
     train = images(people(90, seed=10))
     val = images(people(40, seed=11, visits=3), np.repeat([f"v{i}" for i in range(40)], 3))
-    share = gate.nearer_to_train(evidence(people(60, seed=8), train, val), np.random.default_rng(0))
+    share = gate.nearer_to_train(evidence(people(60, seed=8), train, val))
     assert share.n_per_side == 40
     assert share.low is not None
     assert share.high is not None
@@ -137,7 +165,7 @@ def test_set_share_of_strangers_is_one_half() -> None:
 
 def test_set_share_of_copies(train: Images, val: Images) -> None:
     """Copies raise it as far as the sample of training images can show: every second image has its source there."""
-    share = gate.nearer_to_train(evidence(train.load(range(0, 120, 2)), train, val), np.random.default_rng(0))
+    share = gate.nearer_to_train(evidence(train.load(range(0, 120, 2)), train, val))
     assert share.if_all_copied == pytest.approx(0.75)
     assert share.low is not None
     assert share.low > 0.5
