@@ -118,6 +118,9 @@ def open_rehearsal(experiment: Experiment) -> Rehearsal:
     """A configuration's rehearsal; ``TailfillError`` where there is no such section, or its endpoint has no share."""
     if "rehearsal" not in experiment.config:
         raise TailfillError("the configuration has no section rehearsal; wanted: one, if only 'rehearsal: {}'")
+    if "finetune" not in experiment.config:
+        raise TailfillError("generate.pipeline is given and no section finetune; wanted: one in a rehearsal, whose "
+                            "generators learn from each thinning")
     section, tuples = experiment.config["rehearsal"], ("findings", "levels", "arms")
     given: dict[str, Any] = {key: tuple(value) if key in tuples else value for key, value in section.items()}
     rehearsal = Rehearsal(experiment=experiment, section=RehearsalConfig(**given))

@@ -15,7 +15,14 @@ from experiment import as_jobs, list_steps, show_plan
 from experiment_config import Experiment, read_experiment
 from experiment_costs import GIB, Job, check_disk, cost_rows, hours_of, images_through
 from experiment_counts import Counts, add, count_images, times
-from experiment_disk import HUB_PARAMETERS, classifier_parameters, list_items, pipeline_parameters, shared_items
+from experiment_disk import (
+    HUB_PARAMETERS,
+    classifier_parameters,
+    image_px,
+    list_items,
+    pipeline_parameters,
+    shared_items,
+)
 from safetensors.torch import save_file
 
 from cohort.errors import TailfillError
@@ -178,3 +185,18 @@ def test_a_section_that_makes_a_cohort_makes_the_one_that_is_named(repository: P
     assert read_experiment([str(named)], doc="").config["prepare"] == given["prepare"]
     named.write_text(yaml.safe_dump({key: value for key, value in given.items() if key != "prepare"}), encoding="utf-8")
     assert "prepare" not in read_experiment([str(named)], doc="").config
+
+
+def test_a_generator_that_is_given_is_not_fine_tuned(repository: Path, tmp_path: Path) -> None:
+    """Its folder tells the size of the images; with neither, nothing says what generates."""
+    config = yaml.safe_load((repository / "configs" / "demo.yaml").read_text())
+    del config["finetune"]
+    config["train"]["backbone"] = str(repository / "models" / "backbone")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(TailfillError, match=r"no finetune\.pipeline and no generate\.pipeline"):
+        read_experiment([str(tmp_path / "c.yaml")], doc="")
+    config["generate"] |= {"pipeline": str(repository / "models" / "generator"), "height": None}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    given = read_experiment([str(tmp_path / "c.yaml")], doc="").config
+    assert "finetune" not in {step.stage for step in list_steps(given)}
+    assert image_px(given) == 128

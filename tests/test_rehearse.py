@@ -138,6 +138,13 @@ def test_a_configuration_without_the_section_or_with_a_strange_endpoint_is_refus
 ) -> None:
     with pytest.raises(TailfillError, match="no section rehearsal"):
         open_rehearsal(read_experiment([str(repository / "configs" / "phantom.yaml")], doc=None))
+    given = yaml.safe_load((repository / "configs" / "rehearse_phantom.yaml").read_text())
+    given["generate"]["pipeline"] = str(given.pop("finetune")["pipeline"]).replace("..", str(repository))
+    given["train"]["backbone"] = str(repository / "models" / "backbone")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "given.yaml").write_text(yaml.safe_dump(given))
+    with pytest.raises(TailfillError, match="no section finetune"):
+        opened(tmp_path, "given.yaml", tmp_path, cohort)
     for key, value in (("endpoint.rival", "real"), ("endpoint.metric", "F1"), ("unit", "study")):
         with pytest.raises(TailfillError, match=rf"compare\.{key} is '{value}'; wanted: "):
             opened(repository, "rehearse_phantom.yaml", tmp_path, cohort, f"--compare.{key}", value)
