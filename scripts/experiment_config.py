@@ -101,7 +101,8 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
 
 def _needless(content: dict[str, Any]) -> list[str]:
     """Stages whose work was done elsewhere: a prepared cohort, a generator that is taken as it is."""
-    generator = (content.get("generate") or {}).get("pipeline")
+    generate = content.get("generate")
+    generator = generate.get("pipeline") if isinstance(generate, dict) else None
     return ["prepare"] * bool(content.get("cohort")) + ["finetune"] * bool(generator)
 
 
@@ -155,14 +156,14 @@ def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections
 
 def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | None) -> None:
     """Raise ``TailfillError`` for sections that are right for themselves but not together."""
-    start, pipelines = built["train"].init_seed, {"generate": built["generate"].pipeline}
+    start, pipelines = built["train"].init_seed, {
+        section: built[section].pipeline for section in ("finetune", "generate") if section in built}
+    if pipelines.get("finetune", pipelines["generate"]) is None and "autoencoder" not in content:
+        raise TailfillError(f"config {file}: no section autoencoder, no finetune.pipeline, and no generate.pipeline "
+                            "without a section finetune; wanted: one of them")
     if "finetune" in built:
-        pipelines["finetune"] = built["finetune"].pipeline
         share_batch(built["finetune"].batch_size, built["finetune"].gradient_accumulation * built.processes,
                     key="finetune.batch_size")
-    if not any(pipelines.values()) and "autoencoder" not in content:
-        raise TailfillError(f"config {file}: no section autoencoder, no finetune.pipeline and no generate.pipeline; "
-                            "wanted: one of them")
     for section, given in pipelines.items():
         if given is not None and not Path(given).is_dir() and (Path(given).is_absolute() or given.count("/") != 1):
             raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")

@@ -30,8 +30,9 @@ LATENT_FACTOR, LATENT_CHANNELS = 8, 4
 """Pixels per side of a latent's pixel, and channels, of Stable Diffusion 1 and 2."""
 ENCODER_WIDTHS = {"efficientnet_lite0": 1280}
 """Features that the filter keeps per image and encoder."""
-COPY_WIDTH = 48 * 48
-"""What it keeps for the search for copies (synth/judging/copies.py)."""
+COPY_WIDTH, MATCH_WIDTH = 48 * 48, 3 * 56
+"""What it keeps of a real image for the search for copies, and of an image made of what was found
+(synth/judging/memorisation.py)."""
 HUB_PARAMETERS = {"stabilityai/stable-diffusion-2-1-base": 1_289_952_427}
 """U-Net 865,910,724, text encoder 340,387,840, autoencoder 83,653,863: counted from their architectures."""
 
@@ -163,9 +164,11 @@ def shared_items(config: Mapping[str, Any], counts: Counts) -> list[Item]:
                       source="train and validation, twice at most" if real and size else "images or their size"))
     judges, names = config["filter"], list(config["filter"]["encoders"])
     strange = [name for name in names if name not in ENCODER_WIDTHS]
-    widths = [ENCODER_WIDTHS.get(name, 0) for name in names] + [COPY_WIDTH] + [
-        counts.labels or 0 for _ in range(len(judges["critic_seeds"]) + judges["folds"])]
+    width = sum([ENCODER_WIDTHS.get(name, 0) for name in names] + [
+        counts.labels or 0 for _ in range(len(judges["critic_seeds"]) + judges["folds"])])
     left_out = f", without those of {', '.join(strange)}" if strange else ""
-    items.append(Item(what="features for the filter", bytes=times(add(real, counts.planned), sum(widths), FLOAT),
-                      source=f"{sum(widths):,} numbers an image{left_out}"))
+    items.append(Item(
+        what="features for the filter",
+        bytes=add(times(real, width + COPY_WIDTH, FLOAT), times(counts.planned, width + MATCH_WIDTH, FLOAT)),
+        source=f"{width + COPY_WIDTH:,} numbers a real image, {width + MATCH_WIDTH:,} an image made{left_out}"))
     return items

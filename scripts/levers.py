@@ -249,6 +249,9 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     base = read_experiment([str(options.config)], doc=__doc__).config
+    if "finetune" not in base:
+        raise TailfillError(f"{options.config}: generate.pipeline is given and no section finetune; wanted: one, as "
+                            "levers change it")
     names = list(dict.fromkeys([BASE, *options.levers]))
     pools, drawn = open_world(base, names)
     source = score(pools, list_heads(pools, drawn, options.n_seeds), recipe_of(base), options.n_draws)

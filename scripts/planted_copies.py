@@ -33,10 +33,10 @@ from cohort.pixels import load_images
 from cohort.tables import Cohort, load_cohort
 from synth.judging.copies import CopyReader
 from synth.judging.evidence import Evidence, Images
-from synth.judging.gathering import SEARCHING
 from synth.judging.memorisation import (
+    NEAREST,
+    Collection,
     MatchReader,
-    Searched,
     exact_interval,
     make_searches,
     memorisation,
@@ -143,19 +143,20 @@ def main() -> None:
     patients = splits["train"]["patient_id"].to_numpy(str)
     train = as_images(pixels[~unseen], patients[~unseen])
     val = as_images(val_pixels, splits["val"]["patient_id"].to_numpy(str))
-    searches = make_searches(as_searched(train), as_searched(val))
-    val = searched(val, "val", searches)
+    searches = make_searches(collection_of(train), collection_of(val))
+    nearest = [search for search in searches if search.name == NEAREST]
+    val = with_matches(val, nearest)
     shown = np.flatnonzero(unseen)[: options.limit or None]
     real = as_images(pixels[shown], patients[shown])
     sys.stdout.write(f"{len(train)} training images, {len(val)} of validation, {len(real)} of unseen patients\n\n")
     sys.stdout.write("| copies | n | caught | 95 % | right pair | median NCC |\n| :- | -: | -: | :- | -: | -: |\n")
     for kind in PLANTINGS:
         copies, sources = plant(kind, pixels[~unseen], train.patients, options.copies, rng)
-        made = searched(as_images(copies, None), "made", searches)
+        made = with_matches(as_images(copies, None), nearest)
         sys.stdout.write(catches(kind, case(made, train=train, val=val), sources, options) + "\n")
         sys.stdout.flush()
     start = time.perf_counter(), time.process_time()
-    real = searched(real, "made", searches)
+    real = with_matches(real, searches)
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
     sys.stdout.write("\n" + alarms(case(real, train=train, val=val), rng, options) + "\n")
     sys.stdout.write(f"Searches: {len(real) / wall:.0f} images/s by the clock, {1000 * cpu / len(real):.1f} ms of CPU "
@@ -228,16 +229,16 @@ def read_all(reader: Reader, images: Images) -> np.ndarray:
     return np.concatenate([reader.read(images.load(range(start, min(start + 64, len(images))))) for start in starts])
 
 
-def as_searched(images: Images) -> Searched:
-    """Images as the gate searches among them."""
-    return Searched(digests=pixel_digests(images.load(range(len(images)))), patients=images.patients,
-                    readings=lambda: read_all(CopyReader(), images))
+def collection_of(images: Images) -> Collection:
+    """Images as others are searched among them."""
+    readings = read_all(CopyReader(), images)
+    return Collection(digests=pixel_digests(images.load(range(len(images)))), patients=images.patients,
+                      readings=lambda: readings)
 
 
-def searched(images: Images, kind: str, searches: Sequence[MatchReader]) -> Images:
-    """Images as the rule meets them: with the readings of the searches that a set of this kind goes through."""
-    return replace(images, readings={
-        search.name: read_all(search, images) for search in searches if search.name in SEARCHING[kind]})
+def with_matches(images: Images, searches: Sequence[MatchReader]) -> Images:
+    """Images as the rule meets them, with what searches found."""
+    return replace(images, readings={search.name: read_all(search, images) for search in searches})
 
 
 def case(made: Images, *, train: Images, val: Images) -> Evidence:

@@ -41,11 +41,12 @@ from cohort.stage import Stage, hash_file, require, verify, write_atomically
 from cohort.tables import Cohort, fill_schema, images_schema, load_cohort, plan_schema, read_table, write_table
 from prompts.plan import Plan, PlanConfig, Reality, build_plan, look
 from prompts.topping import NOTHING_LEFT, OPEN, SHORT, FillConfig, join_verdicts, plan_round, take_stock
+from synth.drawing.pipelines import find_weights
 from synth.filling.launching import run_launched
 from synth.filling.pooling import pool_images, pool_plans
 from synth.filling.raising import has_ended_earlier, put_end_aside
 from synth.filter import FilterConfig
-from synth.generate import RUNTIME, GenerateConfig
+from synth.generate import PLACES, RUNTIME, GenerateConfig
 
 log = logging.getLogger(__name__)
 
@@ -206,11 +207,13 @@ def make_stage(job: Job, *, judged_by_critics: bool, own_files: Mapping[str, Pat
     """The stage; its fingerprint holds all that decides what the rounds ask for, make and accept."""
     run, sections = job.run, job.sections
     inputs = {"cohort": run.cohort_folder, **own_files}
-    inputs |= {} if sections["generate"]["pipeline"] else {"generator": run.folder / "generator"}
+    weights = find_weights(run.folder, **{key: sections["generate"][key] for key in PLACES})
+    inputs |= weights.inputs
     if judged_by_critics:
         inputs |= {f"critic_{arm}_{seed}": run.folder / "train" / arm / f"seed_{seed}"
                    for arm, seed in critics_of(sections)}
-    made = {key: value for key, value in sections["generate"].items() if key not in RUNTIME}
+    made = {key: value for key, value in sections["generate"].items() if key not in (*RUNTIME, *PLACES)}
+    made |= weights.hashes
     judged = {**sections["filter"], "rule_order": list(sections["filter"]["rules"])}
     return Stage("fill", run.folder / "fill", inputs=inputs, config=asdict(job.config) | {
         "seed": run.seed, "plan": asdict(job.plan), "generate": made, "filter": judged})

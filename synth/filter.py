@@ -21,8 +21,9 @@ Written are, in ``RUN/synthetic``:
 
 Images that failed to generate are counted and are no rows here. The labels are those asked for: a kept image is one
 that the critic does not contradict, not one that a radiologist has read. Each image is decoded once, and what was read
-of it is kept in ``RUN/cache/readings``, and which training images it resembles: judging again with other rules costs a
-minute, and a further round of images its own. Processes of a launch share the reading; the main one judges.
+of it, and which training images are nearest to it, is kept in ``RUN/cache/readings``: judging again with other rules
+costs a minute, and a further round of images no more than its images. Processes of a launch share the reading; the main
+one judges.
 """
 
 import logging

@@ -36,20 +36,12 @@ from tqdm import tqdm
 from cohort.config import Options, Run, hub_or_path, parse, require_values
 from cohort.errors import TailfillError, run_command
 from cohort.provenance import is_known
-from cohort.stage import Stage, device_name, read_stamp, require, verify
+from cohort.stage import Stage, device_name
 from cohort.tables import load_cohort
 from synth.drawing.editing import find_sources, load_sources
 from synth.drawing.execution import PRECISIONS
 from synth.drawing.parts import IMAGES, BatchWriter, Drawer, assemble
-from synth.drawing.pipelines import (
-    DECODE_BATCH,
-    check_names,
-    load_pipeline,
-    owning_stage,
-    resolve_lora,
-    resolve_pipeline,
-    weights_hash,
-)
+from synth.drawing.pipelines import DECODE_BATCH, check_names, find_weights, load_pipeline
 from synth.drawing.planned import asked_texts, batches_left, read_plan, rows_by_batch
 from synth.drawing.sampling import NOT_FINITE, Row, Sampler, Settings, draw_rows, image_size
 from synth.drawing.texts import check_texts, encode_texts
@@ -128,33 +120,18 @@ class Work:
     extra: dict[str, Any]
 
 
-def hash_pipeline(folder: Path, owner: Path | None) -> str:
-    """The hash of a pipeline's weights: its stage's, checked, where a stage wrote it, else that of its safetensors."""
-    stamp = read_stamp(owner) if owner else None
-    if owner is None or stamp is None or folder.name not in stamp["outputs"]:
-        return weights_hash(folder)
-    verify(owner, stamp["stage"], folder.name)
-    return str(stamp["outputs"][folder.name])
-
-
 def prepare(run: Run, config: GenerateConfig) -> Work:
     """Read, check and hash all inputs. Raises ``TailfillError`` before any weights are loaded."""
     cohort = load_cohort(run.cohort_folder)
     plan = read_plan(run, cohort.labels, config.limit)
     sources = find_sources(plan, cohort, num_inference_steps=config.num_inference_steps, scheduler=config.scheduler)
-    if config.pipeline is None:
-        require(run.folder / "generator", "generator")
-    folder = resolve_pipeline(config.pipeline or str(run.folder / "generator" / "pipeline"), config.revision)
-    lora = resolve_lora(config.lora) if config.lora else None
+    weights = find_weights(run.folder, pipeline=config.pipeline, revision=config.revision, lora=config.lora)
     settings = {key: value for key, value in asdict(config).items() if key not in (*RUNTIME, *PLACES)}
-    owner, lora_owner = owning_stage(folder), owning_stage(lora) if lora else None
-    inputs = {"plan": run.folder / "plan"} | ({"generator": owner} if owner else {})
-    inputs |= ({"lora": lora_owner} if lora_owner else {}) | ({"cohort": run.cohort_folder} if sources else {})
-    hashes = {"weights": hash_pipeline(folder, owner), **({"lora_weights": weights_hash(lora)} if lora else {})}
-    known = [is_known(place, cohort) for place in (owner, *([lora_owner] if lora else []))]
-    stage = Stage("generate", run.folder / "images", config=settings | hashes, inputs=inputs)
-    return Work(plan=plan, pipeline=folder, lora=lora, sources=sources, stage=stage,
-                extra=hashes | {"provenance": "known" if all(known) else "unknown", "source_images": len(sources)})
+    inputs = {"plan": run.folder / "plan", **weights.inputs, **({"cohort": run.cohort_folder} if sources else {})}
+    known = [is_known(owner, cohort) for owner in weights.owners]
+    stage = Stage("generate", run.folder / "images", config=settings | dict(weights.hashes), inputs=inputs)
+    return Work(plan=plan, pipeline=weights.pipeline, lora=weights.lora, sources=sources, stage=stage, extra={
+        **weights.hashes, "provenance": "known" if all(known) else "unknown", "source_images": len(sources)})
 
 
 def begin(accelerator: Accelerator, options: Options) -> Work | None:

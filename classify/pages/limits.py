@@ -43,7 +43,7 @@ def _limits_of_images(evidence: Evidence) -> list[str]:
 
 
 def _limits_of_design(evidence: Evidence) -> list[str]:
-    found = ["All arms share one fine-tuned generator, one filter and, where train.init_seed is set, one classifier to "
+    found = ["All arms share one generator, one filter and, where train.init_seed is set, one classifier to "
              "start from, so the intervals are conditional on them: another training of these could give another "
              "answer, and that spread is not in the intervals."]
     if "oracle" not in evidence.arms:

@@ -12,6 +12,8 @@ Not promised: that a checkpoint's text or images are any good, and classes of pi
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from safetensors import safe_open
 
 from cohort.errors import TailfillError, nearest
 from cohort.pipeline import read_stamp
-from cohort.stage import hash_bytes, hash_file
+from cohort.stage import hash_bytes, hash_file, require, verify
 from synth.drawing.attention import ATTENTION, set_attention
 from synth.drawing.execution import PRECISIONS, compile_regions, decode_in_chunks, reduce_precision, remember_text
 from synth.drawing.schedulers import SCHEDULERS, set_scheduler
@@ -133,6 +135,44 @@ def resolve_lora(source: str) -> Path:
         raise TailfillError(f"generate.lora: {place} holds {[file.name for file in files]}; "
                             "wanted: exactly one .safetensors file")
     return files[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What draws the images, found and hashed, and not loaded yet."""
+
+    pipeline: Path
+    lora: Path | None
+    owners: tuple[Path | None, ...]
+    """Folder of the stage that each of them is an output of, None where it comes from elsewhere."""
+    inputs: Mapping[str, Path]
+    """These folders, as inputs of a stage."""
+    hashes: Mapping[str, str]
+
+
+def find_weights(run: Path, *, pipeline: str | None, revision: str | None, lora: str | None) -> Weights:
+    """The pipeline and LoRA weights of a configuration; without ``pipeline``, the one that ``run`` has fine-tuned.
+
+    Raises ``TailfillError`` for a run whose fine-tuning is not complete, and whatever resolving either raises.
+    """
+    if pipeline is None:
+        require(run / "generator", "generator")
+    folder = resolve_pipeline(pipeline or str(run / "generator" / "pipeline"), revision)
+    file = resolve_lora(lora) if lora else None
+    owner, lora_owner = owning_stage(folder), owning_stage(file) if file else None
+    return Weights(
+        pipeline=folder, lora=file, owners=(owner, *([lora_owner] if file else [])),
+        inputs=({"generator": owner} if owner else {}) | ({"lora": lora_owner} if lora_owner else {}),
+        hashes={"weights": hash_pipeline(folder, owner), **({"lora_weights": weights_hash(file)} if file else {})})
+
+
+def hash_pipeline(folder: Path, owner: Path | None) -> str:
+    """The hash of a pipeline's weights: its stage's, checked, where a stage wrote it, else that of its safetensors."""
+    stamp = read_stamp(owner) if owner else None
+    if owner is None or stamp is None or folder.name not in stamp["outputs"]:
+        return weights_hash(folder)
+    verify(owner, stamp["stage"], folder.name)
+    return str(stamp["outputs"][folder.name])
 
 
 def load_pipeline(

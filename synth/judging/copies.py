@@ -27,8 +27,6 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional
 
-VERSION = 1
-"""Of the search below; a change of anything that it finds is a new one."""
 SIDE, COARSE = 48, 16
 """Pixels per side of a reading, and of what retrieval and the first alignment see of it."""
 BAND, LOCAL = 1 / 36, 1 / 8
@@ -56,6 +54,9 @@ MAX_SCALE, MAX_SHIFT, MAX_MOVE = 0.22, 0.16, 0.06
 CHUNK = 8192
 """Training images compared at a time."""
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
+SEARCH_KEY = "1 " + repr((SIDE, COARSE, REACH, QUARTER, FIRST, SECOND, LONGLIST, FINALISTS, PATIENTS, MARGIN_TRAIN,
+                          MARGIN_MADE, MAX_SCALE, MAX_SHIFT, MAX_MOVE))
+"""What a search finds depends on, beside the images; the number is the version of the code below."""
 
 
 class CopyReader:

@@ -20,7 +20,7 @@ from cohort.stage import hash_file, read_stamp
 from cohort.tables import RECONSTRUCTED, Cohort
 from synth.judging.copies import CopyReader
 from synth.judging.evidence import Evidence, Images
-from synth.judging.memorisation import HELD_OUT_SIDE, NEAREST, TRAIN_SIDE, MatchReader, Searched, make_searches
+from synth.judging.memorisation import HELD_OUT_SIDE, NEAREST, TRAIN_SIDE, Collection, make_searches
 from synth.judging.reading import Reader, Share, Source, collect, file_digests, pixel_digests, read
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -32,7 +32,8 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 """Kind of reader to the sets of images that it reads. A critic has learnt the train images by heart; an out-of-fold
 critic also reads the real images that were held out from it, a set of its own name. Where copies are looked for, the
-images made and those of validation are searched among what ``copies`` has read (``SEARCHING``)."""
+images made and those of validation are searched among what ``copies`` has read, and what a rule sees is what was found
+(``SEARCHING``)."""
 SEARCHING = {"made": (NEAREST, TRAIN_SIDE, HELD_OUT_SIDE), "val": (NEAREST,)}
 """Set of images to the searches that its images go through."""
 
@@ -86,14 +87,16 @@ class Gatherer:
         What the images are searched among is read first, by all of them.
         """
         for split in REAL:
-            read(sources[split], self._plain_readers_of(split), self.cache, share=share)
+            read(sources[split], self._readers_of(split), self.cache, share=share)
         wait()
+        searches = self._searches(sources)
         for name, source in sources.items():
-            read(source, self._readers_of(name, sources), self.cache, share=share)
+            read(source, [*self._readers_of(name), *searches.get(name, ())], self.cache, share=share)
 
     def evidence(self, sources: Mapping[str, Source], *, scarce: list[str]) -> Evidence:
         """The case, once every process has read its share."""
         labels, charged_to = self.made[self.cohort.labels], self.made["charged_to"].to_numpy()
+        searches = self._searches(sources)
         real = {split: self.cohort.split(split) for split in REAL}
         owner = real["train"].set_index("image_id")["patient_id"]  # of an image that others were drawn from
         owners = self.made["init_image_id"].map(owner).astype(object).fillna("synthetic:" + self.made["sample_id"])
@@ -105,12 +108,14 @@ class Gatherer:
         gathered = {
             name: Images(
                 labels=labels, patients=patients.to_numpy(), views=frame["view"].to_numpy(dtype=object),
-                readings=collect(sources[name], self._readers_of(name, sources), self.cache),
+                readings=collect(sources[name], [
+                    *(reader for reader in self._readers_of(name) if reader.name != CopyReader.name),
+                    *searches.get(name, ())], self.cache),
                 load=sources[name].load,
             )
             for name, (frame, labels, patients) in sets.items()
         }
-        again = collect(sources["reconstructed"], self._readers_of("reconstructed", sources),
+        again = collect(sources["reconstructed"], self._readers_of("reconstructed"),
                         self.cache) if self.reconstructed else {}
         names = {kind: tuple(reader.name for reader in self.readers.get(kind, ())) for kind in SETS}
         rare = tuple(label for label in self.cohort.labels if self.cohort.groups[label] == "tail")
@@ -125,20 +130,19 @@ class Gatherer:
         """Folder of all that was read."""
         return self.run / "cache" / "readings"
 
-    def _readers_of(self, name: str, sources: Mapping[str, Source]) -> list[Reader]:
-        return [*self._plain_readers_of(name), *(
-            search for search in self._searches(sources) if search.name in SEARCHING.get(name, ()))]
-
-    def _searches(self, sources: Mapping[str, Source]) -> list[MatchReader]:
+    def _searches(self, sources: Mapping[str, Source]) -> dict[str, list[Reader]]:
+        """Set of images to the searches that its images go through; none where no rule asks for copies."""
         readers = self.readers.get("copies", ())
 
-        def searched(split: str) -> Searched:
-            return Searched(digests=sources[split].digests, patients=self.cohort.split(split)["patient_id"].to_numpy(),
-                            readings=lambda: collect(sources[split], readers, self.cache)[CopyReader.name])
+        def collection(split: str) -> Collection:
+            return Collection(
+                digests=sources[split].digests, patients=self.cohort.split(split)["patient_id"].to_numpy(),
+                readings=lambda: collect(sources[split], readers, self.cache)[CopyReader.name])
 
-        return make_searches(*map(searched, REAL)) if readers else []
+        searches = make_searches(*map(collection, REAL)) if readers else []
+        return {name: [search for search in searches if search.name in wanted] for name, wanted in SEARCHING.items()}
 
-    def _plain_readers_of(self, name: str) -> list[Reader]:
+    def _readers_of(self, name: str) -> list[Reader]:
         return [reader for kind, readers in self.readers.items() for reader in readers
                 if name in SETS[kind] or name == reader.name]
 

@@ -32,8 +32,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from synth.judging import copies
-from synth.judging.copies import PATIENTS, SHORTLIST, CopyReader, Gallery, Matches
+from synth.judging.copies import PATIENTS, SEARCH_KEY, SHORTLIST, CopyReader, Gallery, Matches
 from synth.judging.evidence import Evidence
 from synth.judging.rules import Criterion, reads
 
@@ -51,7 +50,7 @@ NO_PATIENT = -2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Searched:
+class Collection:
     """Images among which others are searched; n rows throughout."""
 
     digests: np.ndarray
@@ -61,23 +60,21 @@ class Searched:
     readings: Callable[[], np.ndarray]
     """Gives ``CopyReader``'s readings, float32 (n, 2304), when they are needed."""
 
-    def __len__(self) -> int:
-        return len(self.digests)
-
 
 class MatchReader:
-    """A reader (synth/judging/reading.py) of each image's nearest images among others, as a search finds them."""
+    """A reader (synth/judging/reading.py) of each image's nearest images in a collection, as a search finds them."""
 
     width = PATIENTS * 7
 
-    def __init__(self, name: str, among: Searched, *, rows: np.ndarray | None = None, shortlist: int = SHORTLIST
+    def __init__(self, name: str, collection: Collection, *, rows: np.ndarray | None = None, shortlist: int = SHORTLIST
                  ) -> None:
-        """Search ``among`` others, or those of them in ``rows``, int (k,); for ``shortlist`` see ``Gallery.search``."""
-        self.name, self.among, self.shortlist = name, among, shortlist
-        self.rows = np.arange(len(among)) if rows is None else rows
-        owners = np.unique(among.patients[self.rows].astype(str), return_inverse=True)[1].astype("<i8")
-        content = hashlib.sha256(among.digests[self.rows].tobytes() + owners.tobytes()).hexdigest()
-        self.key = f"{copies.VERSION} {CopyReader.key} shortlist={shortlist} {content}"
+        """Search a collection, or those of it in ``rows``, int (k,); for ``shortlist`` see ``Gallery.search``."""
+        self.name, self.collection, self.rows, self.shortlist = name, collection, rows, shortlist
+        digests, patients = (values if rows is None else values[rows]
+                             for values in (collection.digests, collection.patients))
+        codes = np.unique(patients.astype(str), return_inverse=True)[1].astype("<i8")
+        content = hashlib.sha256(digests.tobytes() + codes.tobytes()).hexdigest()
+        self.key = f"{SEARCH_KEY} {CopyReader.key} shortlist={shortlist} {content}"
 
     def read(self, images: np.ndarray) -> np.ndarray:
         """uint8 (b, size, size) to float32 (b, 56): row, NCC, mirrored or not and warp of each of 8, nearest first."""
@@ -88,7 +85,8 @@ class MatchReader:
     @cached_property
     def gallery(self) -> Gallery:
         """Built when the first image is searched."""
-        return Gallery(self.among.readings()[self.rows], self.among.patients[self.rows])
+        readings, patients = self.collection.readings(), self.collection.patients
+        return Gallery(readings, patients) if self.rows is None else Gallery(readings[self.rows], patients[self.rows])
 
 
 def matches_of(reading: np.ndarray) -> Matches:
@@ -98,18 +96,17 @@ def matches_of(reading: np.ndarray) -> Matches:
                    ncc=np.where(found[..., 1] == NO_PATIENT, np.nan, found[..., 1]))
 
 
-def make_searches(train: Searched, val: Searched) -> list[MatchReader]:
+def make_searches(train: Collection, val: Collection) -> list[MatchReader]:
     """The searches that the gate needs: among ``train``, and among either side, unless it has no patient.
 
-    A side is one image of a patient drawn at random, and as many patients of one split as the other has; which ones
-    depends on the two sets of images alone.
+    A side is one image of each patient, and as many patients of one split as the other has: those with the smallest
+    sha256, a draw that depends on the images' content alone.
     """
-    rng = np.random.default_rng(0)
-    both = [_one_per_patient(images.patients, rng) for images in (train, val)]
-    n = min(map(len, both))
-    sides = [MatchReader(name, images, rows=np.sort(rng.permutation(rows)[:n]), shortlist=SIDE_SHORTLIST)
-             for name, images, rows in zip((TRAIN_SIDE, HELD_OUT_SIDE), (train, val), both, strict=True) if n]
-    return [MatchReader(NEAREST, train), *sides]
+    sides = [_one_per_patient(collection) for collection in (train, val)]
+    n = min(map(len, sides))
+    return [MatchReader(NEAREST, train), *(
+        MatchReader(name, collection, rows=np.sort(rows[:n]), shortlist=SIDE_SHORTLIST)
+        for name, collection, rows in zip((TRAIN_SIDE, HELD_OUT_SIDE), (train, val), sides, strict=True) if n)]
 
 
 @reads(CopyReader.name)
@@ -252,7 +249,7 @@ def exact_interval(k: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def _one_per_patient(patients: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers of one image of each patient, drawn at random."""
-    shuffled = rng.permutation(len(patients))
-    return shuffled[np.unique(patients.astype(str)[shuffled], return_index=True)[1]]
+def _one_per_patient(collection: Collection) -> np.ndarray:
+    """Row numbers of the image of each patient with the smallest digest, in the order of these."""
+    order = np.argsort(collection.digests)
+    return order[np.sort(np.unique(collection.patients.astype(str)[order], return_index=True)[1])]

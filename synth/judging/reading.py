@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which part of the reading this process does: batches ``rank``, ``rank + world``, ..."""
+    """Which part of the reading this process does: of every ``world`` blocks of ``BATCH`` images that of ``rank``."""
 
     rank: int = 0
     world: int = 1
@@ -95,7 +95,8 @@ def read(source: Source, readers: Sequence[Reader], cache: Path, *, share: Share
     stores = [Store(cache, reader) for reader in readers]
     lacking = [store.lacks(source.digests) for store in stores]
     rows = np.flatnonzero(np.any(lacking, axis=0)) if stores else np.array([], dtype=int)
-    batches = [rows[start: start + BATCH] for start in range(0, len(rows), BATCH)][share.rank:: share.world]
+    rows = rows[rows // BATCH % share.world == share.rank]  # important: not by what is lacking, which others change
+    batches = [rows[start: start + BATCH] for start in range(0, len(rows), BATCH)]
     with tqdm(total=sum(map(len, batches)), desc=f"read {source.name}", unit="image", disable=None) as progress:
         for batch, pixels in _ahead(batches, source.load):
             for reader, store, missing in zip(readers, stores, lacking, strict=True):

@@ -63,7 +63,10 @@ Rule = Callable[..., list[Criterion]]
 
 
 def reads(*kinds: str) -> Callable[[Rule], Rule]:
-    """Say what a rule reads: kinds of readers, keys of ``gathering.SETS``. Others may be missing from its evidence."""
+    """Say what a rule reads: kinds of readers, keys of ``gathering.SETS``. Others may be missing from its evidence.
+
+    ``copies`` gives what a search found, the readings of ``gathering.SEARCHING`` (``memorisation.matches_of``).
+    """
     def mark(rule: Rule) -> Rule:
         rule.reads = kinds  # type: ignore[attr-defined]
         return rule

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from tiny_pipeline import save_tiny_pipeline
 
 from cohort.stage import Stage, write_atomically
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, synthetic_schema, write_table
@@ -54,15 +55,23 @@ def write_cohort(folder: Path) -> None:
         "labels": LABELS, "groups": GROUPS, "roots": {"r": str(folder)}, "salt": "s"})
 
 
+def write_generator(folder: Path, seed: int = 0) -> None:
+    """A complete fine-tuning, with a pipeline of random weights that nobody loads here."""
+    stage = Stage("finetune", folder, config={"seed": seed}, inputs={})
+    stage.begin()
+    save_tiny_pipeline(folder / "pipeline", seed)
+    stage.finish(outputs=["pipeline"], counts={})
+
+
 def build_world(folder: Path, **fill: Any) -> Path:
     """Cohort, generator and configuration of a run; returns the configuration's file."""
     run = folder / "run"
     write_cohort(run / "cohort")
-    for name, place in (("finetune", run / "generator"), ("train", run / "train" / "real" / "seed_1000")):
-        stage = Stage(name, place, config={}, inputs={})
-        stage.begin()
-        write_atomically(place / "weights", b"w")
-        stage.finish(outputs=["weights"], counts={})
+    write_generator(run / "generator")
+    critic = Stage("train", run / "train" / "real" / "seed_1000", config={}, inputs={})
+    critic.begin()
+    write_atomically(critic.folder / "weights", b"w")
+    critic.finish(outputs=["weights"], counts={})
     config = folder / "config.yaml"
     config.write_text(json.dumps({"run": "run", "plan": {"total": 60}, "fill": {"rounds": 5, **fill}}))
     return config

@@ -33,16 +33,16 @@ def images(pixels: np.ndarray, patients: np.ndarray | None = None) -> Images:
                   readings={}, load=lambda rows: pixels[list(rows)])
 
 
-def searched(images: Images) -> gate.Searched:
+def collection_of(images: Images) -> gate.Collection:
     """Images as others are searched among them."""
     pixels = images.load(range(len(images)))
-    return gate.Searched(digests=pixel_digests(pixels), patients=images.patients,
-                         readings=lambda: CopyReader().read(pixels))
+    return gate.Collection(digests=pixel_digests(pixels), patients=images.patients,
+                           readings=lambda: CopyReader().read(pixels))
 
 
 def evidence(made: np.ndarray, train: Images, val: Images) -> Evidence:
     """The case of the images made, with all that the gate's searches find."""
-    searches = gate.make_searches(searched(train), searched(val))
+    searches = gate.make_searches(collection_of(train), collection_of(val))
     found = {kind: replace(shown, readings={search.name: search.read(shown.load(range(len(shown))))
                                             for search in searches if search.name in SEARCHING[kind]})
              for kind, shown in (("made", images(made)), ("val", val))}
@@ -81,7 +81,7 @@ def test_copies_fail_and_strangers_pass(train: Images, val: Images) -> None:
 
 def test_a_reading_holds_what_the_search_found(train: Images) -> None:
     """Every field comes back, NaN where there are too few patients, and the row does not depend on its company."""
-    few = gate.Searched(**vars(searched(train)) | {"patients": np.repeat(["a", "b", "c"], 40)})
+    few = gate.Collection(**vars(collection_of(train)) | {"patients": np.repeat(["a", "b", "c"], 40)})
     reader, made = gate.MatchReader("few", few), people(3, seed=6)
     wanted, reading = Gallery(few.readings(), few.patients).search(CopyReader().read(made)), reader.read(made)
     assert reading.shape == (3, reader.width)
@@ -96,18 +96,33 @@ def test_a_reading_holds_what_the_search_found(train: Images) -> None:
 
 
 def test_a_search_is_another_among_other_images(train: Images, val: Images) -> None:
-    """Its key, by which what it found is kept, names images, their order, their patients and how it searches."""
-    among = searched(train)
+    """Its key, by which what it found is kept, names images, their order, their patients and how many it aligns."""
+    among = collection_of(train)
     fewer = gate.MatchReader("n", among, rows=np.arange(60))
-    others = [gate.Searched(**vars(among) | {"patients": np.roll(among.patients, 1)}),
-              gate.Searched(**vars(among) | {"digests": among.digests[::-1]}), searched(val)]
+    others = [gate.Collection(**vars(among) | {"patients": np.roll(among.patients, 1)}),
+              gate.Collection(**vars(among) | {"digests": among.digests[::-1]}), collection_of(val)]
     keys = [gate.MatchReader("n", other).key for other in (among, *others)]
     keys += [fewer.key, gate.MatchReader("n", among, shortlist=16).key]
     assert len(set(keys)) == len(keys)
-    renamed = gate.Searched(**vars(among) | {"patients": np.char.add("x", among.patients.astype(str))})
+    renamed = gate.Collection(**vars(among) | {"patients": np.char.add("x", among.patients.astype(str))})
     assert gate.MatchReader("n", renamed).key == keys[0]  # what they are called changes nothing
-    assert [search.key for search in gate.make_searches(among, searched(val))] == [
-        search.key for search in gate.make_searches(searched(train), searched(val))]
+
+
+def test_sides_are_as_many_patients_each_whatever_the_order_of_the_images(train: Images, val: Images) -> None:
+    """One image of a patient, those with the smallest digests; the same people when the rows stand otherwise."""
+    first, turned = collection_of(train), np.random.default_rng(0).permutation(len(train))
+    other = replace(first, digests=first.digests[turned], patients=first.patients[turned])
+    drawn = []
+    for among in (first, other):
+        near, *sides = gate.make_searches(among, collection_of(val))
+        assert (near.name, near.rows) == (gate.NEAREST, None)
+        assert [side.name for side in sides] == [gate.TRAIN_SIDE, gate.HELD_OUT_SIDE]
+        assert [len(side.rows) for side in sides] == [60, 60]  # of 80 held-out patients
+        assert len(set(among.patients[sides[0].rows])) == 60
+        drawn.append(set(among.digests[sides[0].rows].tolist()))
+    assert drawn[0] == drawn[1]
+    (only,) = gate.make_searches(first, replace(first, digests=first.digests[:0], patients=first.patients[:0]))
+    assert only.name == gate.NEAREST
 
 
 def test_score_is_one_ratio() -> None:

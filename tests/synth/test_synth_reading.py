@@ -134,6 +134,19 @@ def test_processes_share_the_images_out_and_meet_in_the_cache(
         collect(pictures.source, readers[:1], tmp_path / "all")["mean"], Mean().read(pictures.pixels))
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_process_that_comes_late_leaves_no_image_to_nobody(
+    pictures: Pictures, tmp_path: Path, order: tuple[int, int]
+) -> None:
+    """The other one has filled the same cache by then; each reads its own share and no more."""
+    readers = {rank: Mean() for rank in order}
+    for rank, reader in readers.items():
+        read(pictures.source, [reader], tmp_path, share=Share(rank=rank, world=2))
+    assert sum(reader.seen for reader in readers.values()) == N
+    np.testing.assert_array_equal(
+        collect(pictures.source, [Mean()], tmp_path)["mean"], Mean().read(pictures.pixels))
+
+
 @pytest.mark.parametrize("lost", [1, DIGEST - 1, DIGEST + 5])
 def test_killed_while_it_wrote(pictures: Pictures, tmp_path: Path, lost: int) -> None:
     """Rows half written, or digests: the batch is read anew, and what stood before is found."""
