@@ -193,7 +193,7 @@ def test_a_generator_that_is_given_is_not_fine_tuned(repository: Path, tmp_path:
     del config["finetune"]
     config["train"]["backbone"] = str(repository / "models" / "backbone")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(TailfillError, match="no generate.pipeline without a section finetune"):
+    with pytest.raises(TailfillError, match=r"no generate\.pipeline without a section finetune"):
         read_experiment([str(tmp_path / "c.yaml")], doc="")
     config["generate"] |= {"pipeline": str(repository / "models" / "generator"), "height": None}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))

@@ -45,6 +45,18 @@ def test_a_lever_is_a_legal_configuration_that_makes_anew_what_it_touches_only(
         assert read_experiment([str(run / "config.yaml")], doc=None).config["generate"] == settings["generate"]
 
 
+def test_links_survive_a_move_and_broken_ones_are_made_anew(base: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levers, "run_stage", lambda module, file, *words: None)
+    (Path(base["run"]) / "cohort").mkdir(parents=True)
+    run = Path(base["run"]).with_name("finetuning_2x")
+    run.mkdir()
+    (run / "cohort").symlink_to("/nowhere/cohort")
+    levers.draw(base, "finetuning_2x")
+    assert (run / "cohort").samefile(Path(base["run"]) / "cohort")
+    moved = run.parent.rename(run.parent.with_name("moved")) / run.name
+    assert (moved / "cohort").is_dir()
+
+
 def test_the_pipeline_as_it_was_given_stands_in_for_the_fine_tuned_one(base: dict) -> None:
     assert settings_of(base, "no_finetuning")["generate"]["pipeline"] == base["finetune"]["pipeline"]
     assert base["generate"]["pipeline"] is None

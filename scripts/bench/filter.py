@@ -11,8 +11,9 @@ with the real side in it. Rounds alternate; what is told is the ratio of the wal
     python scripts/bench/filter.py --images 512 --rounds 3
     python scripts/bench/filter.py --scale 1000 50000
 
-The second form reads and compares that many images in a process of its own each, drawn from a seed instead of files and
-encoded by averaging, so that nothing but the filter's own time and memory counts.
+The second form reads and judges that many images in a process of its own each, drawn from a seed instead of files,
+encoded by averaging and with stand-ins for what a search for copies finds, so that nothing but the filter's own time
+and memory counts.
 """
 
 import argparse

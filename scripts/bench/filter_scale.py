@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from synth.judging.copies import CopyReader
+from synth.judging.copies import PATIENTS
 from synth.judging.evidence import Evidence, Images
 from synth.judging.gathering import SEARCHING, SETS
-from synth.judging.memorisation import Collection, make_searches, nearer_to_train
+from synth.judging.memorisation import MatchReader, nearer_to_train
 from synth.judging.reading import Reader, Source, collect, read
-from synth.judging.rules import RULES, apply_rules, read_by
+from synth.judging.rules import RULES, apply_rules
 from synth.judging.sanity import PixelStatistics
 
 SIZE, N_REAL, LABELS = 128, 2000, ("Hernia", "Edema")
@@ -80,56 +80,50 @@ def draw(rows: Sequence[int]) -> np.ndarray:
     return images
 
 
+class Found:
+    """Stands for a search for copies, which takes tens of milliseconds an image (scripts/planted_copies.py tells) and
+    holds one image made at a time beside the training images."""
+
+    key, width = "1", MatchReader.width
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def read(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (b, 128, 128) to float32 (b, 56): rows and an NCC of 0 to 1, nearest first, drawn from the pixels."""
+        rng = np.random.default_rng(int(images[0, 0, 0]))
+        matches = rng.integers(0, N_REAL, (len(images), PATIENTS, self.width // PATIENTS)).astype(np.float32)
+        matches[..., 1] = np.sort(rng.random((len(images), PATIENTS)), axis=1)[:, ::-1]
+        return matches.reshape(len(images), -1)
+
+
 def tell_scale(n: int) -> None:
-    """Read, search and judge ``n`` images made against ``N_REAL`` real ones; one line of seconds and memory."""
-    kinds: dict[str, list[Reader]] = {"pixels": [PixelStatistics()], "encoder": [Averages()], "critic": [Guess()],
-                                      "copies": [CopyReader()]}
-    used = read_by(RULES)
-    sources = {"train": _source("train", 0, N_REAL), "val": _source("val", N_REAL, N_REAL),
-               "made": _source("made", 10**6, n)}
-    readers = {name: [reader for kind in kinds.keys() & used for reader in kinds[kind] if name in SETS[kind]]
-               for name in sources}
+    """Read and judge ``n`` images made against ``N_REAL`` real ones; one line of seconds and memory."""
+    kinds: dict[str, list[Reader]] = {"pixels": [PixelStatistics()], "encoder": [Averages()], "critic": [Guess()]}
+    starts, sizes = {"made": 10**6, "train": 0, "val": N_REAL}, {"made": n, "train": N_REAL, "val": N_REAL}
     with tempfile.TemporaryDirectory(prefix="tailfill_bench_") as folder, Held() as held:
-        cache, times = Path(folder), [time.perf_counter()]
-        for name, source in sources.items():
-            read(source, readers[name], cache)
-        times.append(time.perf_counter())
-        searches = make_searches(*(_collection(sources[split], cache) for split in ("train", "val")))
-        for name in ("val", "made"):
-            readers[name] += [search for search in searches if search.name in SEARCHING[name]]
-            read(sources[name], readers[name], cache)
-            times.append(time.perf_counter())
-        images = {name: _images(source, readers[name], cache) for name, source in sources.items()}
+        begin = time.perf_counter()
+        images = {name: _gather(name, starts[name], sizes[name], kinds, Path(folder)) for name in starts}
+        between = time.perf_counter()
         charged = np.array([LABELS[i % 2] for i in range(n)], dtype=object)
         evidence = Evidence(made=images["made"], charged_to=charged, scarce=list(LABELS), train=images["train"],
                             val=images["val"], critics=("guess",), encoders=("averages",))
         apply_rules(dict.fromkeys(RULES), evidence)
         nearer_to_train(evidence)
-        times.append(time.perf_counter())
-        reading, _, searching, judging = 1000 * np.diff(times) / [n + 2 * N_REAL, N_REAL, n, n]
-        sys.stdout.write(f"{n:7,} images: reading {reading:.2f} ms each, searching {searching:.2f} ms each, judging "
-                         f"{judging:.2f} ms each, {held.most:,.0f} MiB more than before\n")
-        sys.stdout.flush()
+        end = time.perf_counter()
+        sys.stdout.write(f"{n:7,} images: reading {1000 * (between - begin) / (n + 2 * N_REAL):.2f} ms each, judging "
+                         f"{1000 * (end - between) / n:.2f} ms each, {held.most:,.0f} MiB more "
+                         f"than before\n")
 
 
-def _source(name: str, start: int, n: int) -> Source:
+def _gather(name: str, start: int, n: int, kinds: dict[str, list[Reader]], cache: Path) -> Images:
+    readers = [reader for kind, found in kinds.items() if name in SETS[kind] for reader in found]
+    readers += [Found(search) for search in SEARCHING.get(name, ())]
     digests = np.array([(start + row).to_bytes(32, "big") for row in range(n)], dtype="V32")
-    return Source(name=name, digests=digests, load=lambda rows: draw([start + row for row in rows]))
-
-
-def _collection(source: Source, cache: Path) -> Collection:
-    reader = CopyReader()
-    return Collection(digests=source.digests, patients=_patients(source),
-                      readings=lambda: collect(source, [reader], cache)[reader.name])
-
-
-def _patients(source: Source) -> np.ndarray:
-    return np.array([f"{source.name}{row}" for row in range(len(source.digests))], dtype=object)
-
-
-def _images(source: Source, readers: Sequence[Reader], cache: Path) -> Images:
-    n, rng = len(source.digests), np.random.default_rng(0)
+    source = Source(name=name, digests=digests, load=lambda rows: draw([start + row for row in rows]))
+    read(source, readers, cache)
+    rng = np.random.default_rng(start)
     labels = pd.DataFrame({label: pd.array(rng.integers(0, 2, n), dtype="Int8") for label in LABELS})
-    readings = collect(source, [reader for reader in readers if reader.name != CopyReader.name], cache)
-    return Images(labels=labels, patients=_patients(source), load=source.load, readings=readings,
-                  views=np.resize(np.array(["PA", "AP"], dtype=object), n))
+    return Images(labels=labels, patients=np.array([f"{name}{row}" for row in range(n)], dtype=object),
+                  views=np.resize(np.array(["PA", "AP"], dtype=object), n), load=source.load,
+                  readings=collect(source, readers, cache))

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from experiment import list_steps
-from fill_world import LABELS, RULES, Killed, Stages, build_world
+from fill_world import LABELS, RULES, Killed, Stages, build_world, write_generator
+from tiny_pipeline import save_tiny_pipeline
 
 from cohort import status
 from cohort.errors import TailfillError
@@ -118,6 +120,21 @@ def test_other_settings_are_refused(filled: Path, monkeypatch: pytest.MonkeyPatc
     for key, value in (("fill.rounds", "4"), ("plan.total", "61"), ("seed", "1")):
         with pytest.raises(TailfillError, match=f"made from other settings: .*{key.split('.')[-1]}"):
             fill_here(filled.parent / "config.yaml", monkeypatch, f"--{key}", value)
+
+
+def test_a_given_generator_that_was_trained_anew_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is a stage's or has merely been put there: its hash counts, not its place."""
+    for name, write in (("stage", write_generator), ("folder", save_tiny_pipeline)):
+        config = build_world(tmp_path / name, rounds=1)
+        write(tmp_path / name / "given", 0)
+        given = tmp_path / name / "given" / ("pipeline" if name == "stage" else "")
+        flags = ("--generate.pipeline", str(given))
+        fill_here(config, monkeypatch, *flags)
+        assert fill_here(config, monkeypatch, *flags).calls == 0
+        shutil.rmtree(tmp_path / name / "given")
+        write(tmp_path / name / "given", 1)
+        with pytest.raises(TailfillError, match="generator" if name == "stage" else "weights"):
+            fill_here(config, monkeypatch, *flags)
 
 
 def test_killed_anywhere_it_ends_the_same(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,3 +264,14 @@ def test_status_asks_for_fill_and_not_for_what_it_runs(
     (tmp_path / "run" / "config.yaml").write_text(config.read_text())
     status.print_status(tmp_path / "run")
     assert "next: python -m synth.fill --config" in capsys.readouterr().out
+
+
+def test_status_asks_for_no_fine_tuning_of_a_generator_that_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"generate": {"pipeline": "elsewhere"}}
+    for more, wanted in ({}, False), ({"finetune": {}}, True):
+        (tmp_path / "config.yaml").write_text(json.dumps(config | more))
+        status.print_status(tmp_path)
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("finetune"))
+        assert ("missing" in line) == wanted

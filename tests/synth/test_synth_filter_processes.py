@@ -3,12 +3,22 @@
 import json
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
+import pytest
+import torch
 from filter_world import ORDER, build_run
 
+from cohort.config import Run
+from synth import filter as command
 from synth.filling.launching import command_of, environment_of
+from synth.filter import FilterConfig
+from synth.judging import reading
+from synth.judging.memorisation import nearer_to_train, nearest_pairs
 
 
 def stamp_of(config: Path) -> dict:
@@ -31,3 +41,26 @@ def test_two_processes_share_the_reading_and_come_to_the_same_tables(
     assert invoke("synth.filter", "--config", alone).code == 0
     assert stamp_of(config)["counts"] == stamp_of(alone)["counts"]
     assert stamp_of(config)["outputs"]["synthetic.parquet"] == stamp_of(alone)["outputs"]["synthetic.parquet"]
+
+
+def test_processes_share_the_search_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each searches some images of each set, after both have read what they are searched among; none is left out."""
+    monkeypatch.setattr(reading, "BATCH", 8)
+    config, cpu = FilterConfig(rules={"memorisation": None}), torch.device("cpu")
+    found = []
+    for name, world in (("one", 1), ("two", 2)):
+        run = Run(run=str(build_run(tmp_path / name).parent / "run"), threads=1)
+        inputs, barrier = command.read_inputs(run, config), threading.Barrier(world)
+        gatherer = command.make_gatherer(run, config, inputs, encoders=[], device=cpu)
+        sources = gatherer.sources()
+        with ThreadPoolExecutor(world) as pool:
+            for done in [pool.submit(gatherer.read, sources, share=reading.Share(rank=rank, world=world),
+                                     wait=barrier.wait) for rank in range(world)]:
+                done.result(timeout=120)
+        kept = [file for file in gatherer.cache.glob("nearest*/*.digests") if file.stat().st_size]
+        assert {file.stem for file in kept} == {str(rank) for rank in range(world)}
+        assert len(kept) == 3 * world
+        evidence = gatherer.evidence(sources, scarce=["Hernia"])
+        found.append((nearest_pairs(evidence), nearer_to_train(evidence)))
+    pd.testing.assert_frame_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
