@@ -8,9 +8,10 @@ are some (``filter.folds``). That floor stands apart: inside the one level below
 leave no bound to any other label. How many right images pass with such floors is told beside the level.
 
 "Nearly all" is one level for all labels, because rules for each label multiply: 95 % each over 14 labels keep half. An
-image passes up to the smallest tail position that it has on any of its labels (minP, Westfall and Young 1993); the
-level is the one that a stated share of whole real images reach. It is fitted on the images that it is told for, hence
-the share by cross-validation beside it.
+image passes up to the smallest tail position that it has on any of its labels (minP, Westfall and Young 1993), among
+images of other patients (cross-validation+, Barber et al. 2021); the level is the one that a stated share of whole real
+images reach so, as an image made is compared with strangers too. The share by cross-validation of all that stands
+beside it.
 
 A finding on which the critics cannot be told from chance is *not judged*: no score, no failure, and a reason in the
 table of thresholds. Not promised: that an image that passes is right, for critics err, and err together; or the stated
@@ -178,15 +179,18 @@ def joint_level(
     kinds = {"validation images with a scarce finding": (targets[:, columns] == 1).any(axis=1),
              "without": (targets[:, columns] == 0).all(axis=1)}
     kinds = {kind: rows for kind, rows in kinds.items() if rows.any()}
-    level = _fit(sides, list(kinds.values()), pass_share)
-    passing, crossed = _passing(sides, level), np.zeros(len(targets), dtype=bool)
     people = gauges[0].patients[gauges[0].of_val].astype(str)
-    part = np.unique(people, return_inverse=True)[1] % PARTS
+    names, codes = np.unique(people, return_inverse=True)
+    part, part_of = codes % PARTS, {name: at % PARTS for at, name in enumerate(names)}
+    sides = [replace(side, part=np.array([part_of.get(name, -1) for name in side.patients])) for side in sides]
+    level = _fit(_positions(sides, part), list(kinds.values()), pass_share)
+    passing, crossed = _passing(sides, level), np.zeros(len(targets), dtype=bool)
     for number in np.unique(part):
         inside = part == number
-        rest = [replace(side, reference=side.reference[~np.isin(side.patients, people[inside])]) for side in sides]
+        rest = [replace(side, reference=side.reference[side.part != number], part=side.part[side.part != number])
+                for side in sides]
         if all(len(side.reference) for side in rest):
-            fitted = _fit(rest, [rows & ~inside for rows in kinds.values()], pass_share)
+            fitted = _fit(_positions(rest, part), [rows & ~inside for rows in kinds.values()], pass_share)
             crossed[inside] = _passing(rest, fitted)[inside]
     reaching = passing.copy()
     for gauge in gauges:
@@ -210,6 +214,8 @@ class Side:
     """float64 (k,): scores of all real images of the side."""
     patients: np.ndarray
     """(k,)"""
+    part: np.ndarray
+    """int (k,): which part of the validation patients each of them is in; -1 for none."""
 
 
 def _sides(gauge: Gauge, scarce: Sequence[str], floors: Mapping[str, float]) -> list[Side]:
@@ -217,15 +223,25 @@ def _sides(gauge: Gauge, scarce: Sequence[str], floors: Mapping[str, float]) -> 
     scores, targets = gauge.in_validation()
     wanted = ([] if gauge.label in floors else [(1, 1)]) + ([(0, -1)] if gauge.label in scarce else [])
     return [Side(like=targets == target, scores=sign * scores, reference=sign * gauge.scores[gauge.targets == target],
-                 patients=gauge.patients[gauge.targets == target].astype(str)) for target, sign in wanted]
+                 patients=gauge.patients[gauge.targets == target].astype(str), part=np.empty(0, dtype=int))
+            for target, sign in wanted]
 
 
-def _fit(sides: Sequence[Side], kinds: Sequence[np.ndarray], pass_share: float) -> float:
-    """The level; an image's own is the smallest of its tail positions, the share of its like that score no better."""
-    own = np.ones(len(kinds[0])) if kinds else np.ones(0)
+def _positions(sides: Sequence[Side], part: np.ndarray) -> np.ndarray:
+    """Each validation image's smallest tail position on any label, float64 (n_val,): the share of its like in the other
+    parts that score no better; ``part``: its own, int (n_val,)."""
+    own = np.ones(len(part))
     for side in sides:
-        position = np.searchsorted(np.sort(side.reference), side.scores[side.like], side="right")
-        own[side.like] = np.minimum(own[side.like], position / len(side.reference))
+        for number in np.unique(part):
+            rows, others = side.like & (part == number), np.sort(side.reference[side.part != number])
+            if len(others):
+                position = np.searchsorted(others, side.scores[rows], side="right") / len(others)
+                own[rows] = np.minimum(own[rows], position)
+    return own
+
+
+def _fit(own: np.ndarray, kinds: Sequence[np.ndarray], pass_share: float) -> float:
+    """The level that of each kind a share ``pass_share`` of the positions ``own`` reaches."""
     may_fail = [int((1 - pass_share) * rows.sum() + 1e-9) for rows in kinds]
     levels = [np.sort(own[rows])[n] for rows, n in zip(kinds, may_fail, strict=True) if rows.sum() > n]
     return float(min(levels, default=0.0))

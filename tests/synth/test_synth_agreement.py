@@ -48,11 +48,11 @@ def criterion(criteria: Sequence[Criterion], label: str, *, at_least: bool) -> C
 
 
 def test_the_stated_share_of_whole_real_images_passes() -> None:
-    """Of each kind: of the images that it was set on at least that share, of new ones about."""
+    """Of each kind: of the images that it was set on hardly more than that share, of new ones about."""
     rng = np.random.default_rng(0)
     val, new = draw(3000, rng), draw(3000, rng)
     for share in (0.8, 0.95):
-        for images, slack in ((val, 1e-3), (new, 0.025)):
+        for images, slack in ((val, 5e-3), (new, 0.025)):
             passed = worst_margin(label_agreement(case(images, val), pass_share=share), len(images)) >= 0
             kinds = images.labels[SCARCE].to_numpy(dtype=bool).any(axis=1)
             worst = min(passed[kinds].mean(), passed[~kinds].mean())
@@ -62,6 +62,17 @@ def test_the_stated_share_of_whole_real_images_passes() -> None:
     for within, crossed, _ in joint.shares.values():
         assert within >= 0.8
         assert abs(crossed - within) < 0.03
+
+
+def test_the_share_holds_for_new_patients_where_validation_is_small() -> None:
+    """Among themselves, few images find themselves typical: a level fitted so lets .87 of new ones pass, not .9."""
+    shares = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        val, new = draw(240, rng, per_patient=2), draw(600, rng)
+        passed = worst_margin(label_agreement(case(new, val), pass_share=0.9), len(new)) >= 0
+        shares.append(passed[new.labels[SCARCE].to_numpy(dtype=bool).any(axis=1)].mean())
+    assert 0.88 < np.mean(shares) < 0.94
 
 
 def test_right_wrong_and_missing_findings_and_those_in_excess() -> None:
