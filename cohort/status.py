@@ -42,7 +42,7 @@ def needed_folders(run: Path, entry: StageEntry, config: dict[str, Any]) -> list
         wanted = [entry.folder] if entry.name in config else []
     elif entry.name in FILLED and "fill" in config:
         wanted = []
-    elif entry.name == "finetune" and entry.name not in config and config.get("generate", {}).get("pipeline"):
+    elif entry.name == "finetune" and entry.name not in config and (config.get("generate") or {}).get("pipeline"):
         wanted = []  # the generator is taken as it is
     else:
         wanted = [config.get("cohort") or entry.folder if entry.name == "prepare" else entry.folder]

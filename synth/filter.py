@@ -21,9 +21,8 @@ Written are, in ``RUN/synthetic``:
 
 Images that failed to generate are counted and are no rows here. The labels are those asked for: a kept image is one
 that the critic does not contradict, not one that a radiologist has read. Each image is decoded once, and what was read
-of it, and which training images are nearest to it, is kept in ``RUN/cache/readings``: judging again with other rules
-costs a minute, and a further round of images no more than its images. Processes of a launch share the reading; the main
-one judges.
+of it, and which training images are nearest to it, is kept in ``RUN/cache/readings``: judging again costs a minute, and
+a further round of images no more than its images. Processes of a launch share the reading; the main one judges.
 """
 
 import logging
@@ -36,7 +35,9 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
+from classify.learning.training import LONGEST_WAIT
 from cohort.config import Run, parse, places
 from cohort.errors import TailfillError, run_command
 from cohort.pipeline import FOLDS
@@ -272,7 +273,7 @@ def main() -> None:
     if options.extra["explain"] is not None:
         sys.stdout.write(explain(run.folder / "synthetic", options.extra["explain"]))
         return
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)])
     torch.set_num_threads(run.threads)
     inputs = read_inputs(run, config)
     stage = make_stage(run, config, inputs)

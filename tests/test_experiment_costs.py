@@ -200,3 +200,13 @@ def test_a_generator_that_is_given_is_not_fine_tuned(repository: Path, tmp_path:
     given = read_experiment([str(tmp_path / "c.yaml")], doc="").config
     assert "finetune" not in {step.stage for step in list_steps(given)}
     assert image_px(given) == 128
+    overridden = ["--generate.pipeline", "null"], ["--generate.pipeline", str(repository / "models" / "generator")]
+    with pytest.raises(TailfillError, match=r"no generate\.pipeline without a section finetune"):
+        read_experiment([str(tmp_path / "c.yaml"), *overridden[0]], doc="")
+    del config["generate"]["pipeline"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert read_experiment([str(tmp_path / "c.yaml"), *overridden[1]], doc="").config == given
+    config |= {"reconstruct": {}, "arms": [*config["arms"], "duplicate-reconstructed", "oracle-reconstructed"]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(TailfillError, match=r"reconstruct\.pipeline is null"):
+        read_experiment([str(tmp_path / "c.yaml"), *overridden[1]], doc="")

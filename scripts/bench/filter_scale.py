@@ -91,9 +91,10 @@ class Found:
 
     def read(self, images: np.ndarray) -> np.ndarray:
         """uint8 (b, 128, 128) to float32 (b, 56): rows and an NCC of 0 to 1, nearest first, drawn from the pixels."""
-        rng = np.random.default_rng(int(images[0, 0, 0]))
-        matches = rng.integers(0, N_REAL, (len(images), PATIENTS, self.width // PATIENTS)).astype(np.float32)
-        matches[..., 1] = np.sort(rng.random((len(images), PATIENTS)), axis=1)[:, ::-1]
+        matches = np.zeros((len(images), PATIENTS, self.width // PATIENTS), dtype=np.float32)
+        for image, match in zip(images, matches, strict=True):
+            rng = np.random.default_rng(image[0, :16].astype(int))
+            match[:, 0], match[:, 1] = rng.integers(0, N_REAL, PATIENTS), np.sort(rng.random(PATIENTS))[::-1]
         return matches.reshape(len(images), -1)
 
 

@@ -171,7 +171,8 @@ def joint_level(
         floors: labels whose positives are judged by another bound than the level's, to that bound.
     """
     floors = floors or {}
-    sides = [side for gauge in gauges for side in _sides(gauge, scarce, floors)]
+    part_of = _parts(gauges[0]) if gauges else {}
+    sides = [side for gauge in gauges for side in _sides(gauge, scarce, floors, part_of)]
     if not sides:
         return Joint(level=1 - pass_share, shares={}, with_floors=None)
     targets = np.stack([gauge.in_validation()[1] for gauge in gauges], axis=1)
@@ -179,10 +180,7 @@ def joint_level(
     kinds = {"validation images with a scarce finding": (targets[:, columns] == 1).any(axis=1),
              "without": (targets[:, columns] == 0).all(axis=1)}
     kinds = {kind: rows for kind, rows in kinds.items() if rows.any()}
-    people = gauges[0].patients[gauges[0].of_val].astype(str)
-    names, codes = np.unique(people, return_inverse=True)
-    part, part_of = codes % PARTS, {name: at % PARTS for at, name in enumerate(names)}
-    sides = [replace(side, part=np.array([part_of.get(name, -1) for name in side.patients])) for side in sides]
+    part = np.array([part_of[name] for name in gauges[0].patients[gauges[0].of_val].astype(str)])
     level = _fit(_positions(sides, part), list(kinds.values()), pass_share)
     passing, crossed = _passing(sides, level), np.zeros(len(targets), dtype=bool)
     for number in np.unique(part):
@@ -212,18 +210,23 @@ class Side:
     """float64 (n_val,)"""
     reference: np.ndarray
     """float64 (k,): scores of all real images of the side."""
-    patients: np.ndarray
-    """(k,)"""
     part: np.ndarray
     """int (k,): which part of the validation patients each of them is in; -1 for none."""
 
 
-def _sides(gauge: Gauge, scarce: Sequence[str], floors: Mapping[str, float]) -> list[Side]:
+def _parts(gauge: Gauge) -> dict[str, int]:
+    """Validation patient to one of ``PARTS`` parts."""
+    return {name: at % PARTS for at, name in enumerate(np.unique(gauge.patients[gauge.of_val].astype(str)))}
+
+
+def _sides(
+    gauge: Gauge, scarce: Sequence[str], floors: Mapping[str, float], part_of: Mapping[str, int]
+) -> list[Side]:
     """Who must show the label, unless a floor of its own says that; for a scarce one, who must not."""
     scores, targets = gauge.in_validation()
     wanted = ([] if gauge.label in floors else [(1, 1)]) + ([(0, -1)] if gauge.label in scarce else [])
     return [Side(like=targets == target, scores=sign * scores, reference=sign * gauge.scores[gauge.targets == target],
-                 patients=gauge.patients[gauge.targets == target].astype(str), part=np.empty(0, dtype=int))
+                 part=np.array([part_of.get(name, -1) for name in gauge.patients[gauge.targets == target].astype(str)]))
             for target, sign in wanted]
 
 
@@ -233,10 +236,10 @@ def _positions(sides: Sequence[Side], part: np.ndarray) -> np.ndarray:
     own = np.ones(len(part))
     for side in sides:
         for number in np.unique(part):
-            rows, others = side.like & (part == number), np.sort(side.reference[side.part != number])
-            if len(others):
-                position = np.searchsorted(others, side.scores[rows], side="right") / len(others)
-                own[rows] = np.minimum(own[rows], position)
+            rows, others = side.like & (part == number), side.reference[side.part != number]
+            others = np.sort(others if len(others) else side.reference)  # where all its like are in one part
+            position = np.searchsorted(others, side.scores[rows], side="right") / len(others)
+            own[rows] = np.minimum(own[rows], position)
     return own
 
 

@@ -99,8 +99,8 @@ def matches_of(reading: np.ndarray) -> Matches:
 def make_searches(train: Collection, val: Collection) -> list[MatchReader]:
     """The searches that the gate needs: among ``train``, and among either side, unless it has no patient.
 
-    A side is one image of each patient, and as many patients of one split as the other has: those with the smallest
-    sha256, a draw that depends on the images' content alone.
+    A side is one image of each patient, and as many patients of one split as the other has: a draw by hashes, which
+    depends on the images' content alone.
     """
     sides = [_one_per_patient(collection) for collection in (train, val)]
     n = min(map(len, sides))
@@ -250,6 +250,11 @@ def exact_interval(k: int, n: int) -> tuple[float, float]:
 
 
 def _one_per_patient(collection: Collection) -> np.ndarray:
-    """Row numbers of the image of each patient with the smallest digest, in the order of these."""
+    """Row numbers of one image of each patient, the one with the smallest digest, in random order.
+
+    The order is that of another hash: the smallest of many digests is a small one, so whoever has many images would
+    stand in front.
+    """
     order = np.argsort(collection.digests)
-    return order[np.sort(np.unique(collection.patients.astype(str)[order], return_index=True)[1])]
+    rows = order[np.unique(collection.patients.astype(str)[order], return_index=True)[1]]
+    return rows[np.argsort([hashlib.sha256(digest).digest() for digest in collection.digests[rows].tolist()])]

@@ -17,6 +17,7 @@ from tiny_pipeline import save_tiny_pipeline
 
 from cohort.stage import Stage, write_atomically
 from cohort.tables import cohort_schema, images_schema, plan_schema, read_table, synthetic_schema, write_table
+from synth.drawing.pipelines import weights_hash
 
 LABELS = ["Effusion", "Hernia", "Edema", "Fibrosis", "Normal"]
 GROUPS = {"Effusion": "head", "Hernia": "tail", "Edema": "tail", "Fibrosis": "tail", "Normal": "head"}
@@ -92,12 +93,16 @@ class Stages:
         generates = module == "synth.generate"
         place = Path(folder) / ("images" if generates else "synthetic")
         self.kill(place, "before")
-        (self._generate if generates else self._filter)(Path(folder))
+        if generates:
+            self._generate(Path(folder), yaml.safe_load(Path(config).read_text())["generate"]["pipeline"])
+        else:
+            self._filter(Path(folder))
         self.kill(place, "after")
         return 0
 
-    def _generate(self, run: Path) -> None:
-        stage = Stage("generate", run / "images", config={"num_inference_steps": 25},
+    def _generate(self, run: Path, given: str | None) -> None:
+        weights = {"weights": weights_hash(Path(given))} if given else {}
+        stage = Stage("generate", run / "images", config={"num_inference_steps": 25, **weights},
                       inputs={"plan": run / "plan", "generator": run / "generator"})
         assert not stage.is_complete()
         stage.begin()

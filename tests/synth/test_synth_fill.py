@@ -133,8 +133,24 @@ def test_a_given_generator_that_was_trained_anew_is_noticed(tmp_path: Path, monk
         assert fill_here(config, monkeypatch, *flags).calls == 0
         shutil.rmtree(tmp_path / name / "given")
         write(tmp_path / name / "given", 1)
-        with pytest.raises(TailfillError, match="generator" if name == "stage" else "weights"):
+        with pytest.raises(TailfillError, match=r"made from other settings: .*generate\.weights"):
             fill_here(config, monkeypatch, *flags)
+
+
+def test_no_round_is_drawn_by_other_weights_than_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after its first round, and the given folder exchanged meanwhile: the rounds are not mixed."""
+    def kill(folder: Path, moment: str) -> None:
+        if folder == tmp_path / "run" / "round_01" / "images" and moment == "before":
+            raise Killed
+
+    config = build_world(tmp_path)
+    flags = ("--generate.pipeline", str(save_tiny_pipeline(tmp_path / "given", 0)))
+    with pytest.raises(Killed):
+        fill_here(config, monkeypatch, *flags, stages=Stages(kill))
+    shutil.rmtree(tmp_path / "given")
+    save_tiny_pipeline(tmp_path / "given", 1)
+    with pytest.raises(TailfillError, match="round_00.*made from other settings: weights was"):
+        fill_here(config, monkeypatch, *flags)
 
 
 def test_killed_anywhere_it_ends_the_same(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

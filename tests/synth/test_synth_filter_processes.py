@@ -50,7 +50,7 @@ def test_processes_share_the_search_for_copies(tmp_path: Path, monkeypatch: pyte
     found = []
     for name, world in (("one", 1), ("two", 2)):
         run = Run(run=str(build_run(tmp_path / name).parent / "run"), threads=1)
-        inputs, barrier = command.read_inputs(run, config), threading.Barrier(world)
+        inputs, barrier = command.read_inputs(run, config), threading.Barrier(world, timeout=60)
         gatherer = command.make_gatherer(run, config, inputs, encoders=[], device=cpu)
         sources = gatherer.sources()
         with ThreadPoolExecutor(world) as pool:

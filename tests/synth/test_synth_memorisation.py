@@ -121,6 +121,12 @@ def test_sides_are_as_many_patients_each_whatever_the_order_of_the_images(train:
         assert len(set(among.patients[sides[0].rows])) == 60
         drawn.append(set(among.digests[sides[0].rows].tolist()))
     assert drawn[0] == drawn[1]
+    many = np.repeat(np.arange(100), np.where(np.arange(100) < 50, 20, 1))  # half of the patients have twenty images
+    digests = np.array([np.random.default_rng(i).bytes(32) for i in range(len(many))], dtype="V32")
+    crowd = gate.Collection(digests=digests, patients=many, readings=lambda: np.empty(0))
+    few = replace(crowd, digests=digests[:40], patients=np.arange(40))
+    _, side, _ = gate.make_searches(crowd, few)
+    assert 12 <= (many[side.rows] < 50).sum() <= 28  # 20 of 40 expected; without another hash nearly all
     (only,) = gate.make_searches(first, replace(first, digests=first.digests[:0], patients=first.patients[:0]))
     assert only.name == gate.NEAREST
 
