@@ -149,7 +149,7 @@ def test_no_round_is_drawn_by_other_weights_than_those_before(tmp_path: Path, mo
         fill_here(config, monkeypatch, *flags, stages=Stages(kill))
     shutil.rmtree(tmp_path / "given")
     save_tiny_pipeline(tmp_path / "given", 1)
-    with pytest.raises(TailfillError, match="round_00.*made from other settings: weights was"):
+    with pytest.raises(TailfillError, match=r"round_00.*made from other settings: weights was"):
         fill_here(config, monkeypatch, *flags)
 
 
