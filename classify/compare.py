@@ -288,7 +288,7 @@ def main() -> None:
                  extra={"verdict": verdict, "preregistered": preregistered, "pairs": pairs, "amounts": facts,
                         "f1_threshold": "highest F1 on validation", "p": "Holm over classes; plain for groups"})
     said = [*verdict["sentences"], *(sentence for _, sentence in beside.values()),
-            looks_sentence(read_looks(run.folder / LOOKS), stage.fingerprint)]
+            looks_sentence(read_looks(run.folder / LOOKS), stage.fingerprint, own_cohort=run.owns_cohort)]
     sys.stdout.write("\n".join(said) + "\n")
 
 

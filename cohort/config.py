@@ -119,6 +119,11 @@ class Run:
         """The prepared cohort's folder."""
         return Path(self.cohort) if self.cohort else self.folder / "cohort"
 
+    @property
+    def owns_cohort(self) -> bool:
+        """Whether the prepared cohort lies in the run's folder, so that no other run is likely to use it."""
+        return self.cohort_folder.resolve().parent == self.folder.resolve()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

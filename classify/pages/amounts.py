@@ -14,7 +14,7 @@ from classify.comparison.amounts import CHOOSES
 from classify.figures.curves import Dose, dose_plot
 from classify.figures.plots import Axis, Interval, Plot, Row, arm_series, row_plot
 from classify.pages.arms import difference_text
-from classify.pages.blocks import DASH, Chapter, Notes, Table, is_null, number
+from classify.pages.blocks import Chapter, Notes, Table, is_null, number
 from classify.pages.evidence import Evidence
 from cohort.config import arm_at
 
@@ -117,26 +117,29 @@ def held(evidence: Evidence, arm: str) -> dict[str, float | None]:
 
 def _table(evidence: Evidence, found: Cells) -> Table:
     """A row per amount: what the slots hold, both arms on validation and test, and their difference."""
-    (arm, rival), notes, rows, strong = _pair(evidence), Notes(), [], set()
+    (arm, rival), notes, rows, strong, short = _pair(evidence), Notes(), [], set(), []
     metric = evidence.endpoint["metric"]
     for at, amount in enumerate(_amounts(found, arm)):
         own, other, there = found[arm, amount], found.get((rival, amount)), held(evidence, arm_at(arm, amount))
         strong |= {at} if own["chosen"] else set()
-        filled = DASH if there["filled"] is None else f"{100 * there['filled']:.0f} %"
-        rows.append((f"{amount:g}×", number(there["slots"], 0),
-                     f"{number(there['per_class'], 0)} of {number(there['meant'], 0)}", filled,
+        if there["filled"] is not None and there["filled"] < 1:
+            short.append(f"{100 * there['filled']:.0f} % at {amount:g}×")
+        synthetic = f"{number(there['per_class'], 0)} of {number(there['meant'], 0)}"
+        rows.append((f"{amount:g}×", f"{number(there['slots'], 0)} ({synthetic})",
                      " / ".join(_cell(row, "val", notes) for row in (own, other)),
                      *(_cell(row, "value", notes) for row in (own, other)),
                      difference_text({"delta": own["delta"], "ci_low": own["delta_low"], "ci_high": own["delta_high"]})
                      if not is_null(own["delta"]) else notes.dash(own["reason"])))
     chosen = [amount for (base, amount), row in found.items() if base == rival and row["chosen"]]
     told = (f"Bold: the amount chosen for {arm}" + (f"; for {rival} it is {chosen[0]:g}×." if chosen else "."),)
+    filled = (f"Filled, of all slots meant for synthetic images, negatives included: {', '.join(short)}; elsewhere all.",
+              ) if short else ()
     judge = CHOOSES.get(metric, metric)
-    columns = ("Amount", "Slots per class", "Synthetic per class (there, meant)", "Filled",
+    columns = ("Amount", "Slots per class (synthetic, meant)",
                f"{judge} on validation, {arm} / {rival}", f"{metric} on test, {arm}", f"{metric} on test, {rival}",
-               "Difference in the same slots")
+               "Difference")
     return Table(title="By amount", columns=columns, rows=tuple(rows), strong=frozenset(strong),
-                 notes=(*(told if strong else ()), *notes.lines()))
+                 notes=(*(told if strong else ()), *filled, *notes.lines()))
 
 
 def _cell(row: Mapping[Any, Any] | None, key: str, notes: Notes) -> str:

@@ -176,7 +176,7 @@ def load_evidence(run: Run) -> Evidence:
         metrics=optional_table(folders["compare"] / "metrics.parquet"),
         models=optional_table(folders["compare"] / "members.parquet"),
         verdict=verdict, endpoint=endpoint, endpoint_hash=endpoint_hash, made=_all_stages(run),
-        looks=looks_sentence(read_looks(run.folder / LOOKS), compared["fingerprint"]),
+        looks=looks_sentence(read_looks(run.folder / LOOKS), compared["fingerprint"], own_cohort=run.owns_cohort),
     )
 
 

@@ -73,8 +73,14 @@ def record_look(file: Path, *, fingerprint: str, sha256: str, fixed_beforehand: 
     write_atomically(file, before + line.encode() + b"\n")
 
 
-def looks_sentence(looks: list[dict[str, Any]], fingerprint: str) -> str:
-    """How often test was looked at, beside the comparison with ``fingerprint``."""
+def looks_sentence(looks: list[dict[str, Any]], fingerprint: str, *, own_cohort: bool = True) -> str:
+    """How often test was looked at, beside the comparison with ``fingerprint``, and whether other runs may look, too."""
+    elsewhere = "" if own_cohort else (" The cohort lies outside of this run: how often other runs have looked at it "
+                                       "is not counted.")
+    return _told(looks, fingerprint) + elsewhere
+
+
+def _told(looks: list[dict[str, Any]], fingerprint: str) -> str:
     own = next((look for look in looks if look["fingerprint"] == fingerprint), None)
     if own is None:
         return "How often the test set was looked at is not known: this comparison was made before looks were counted."

@@ -38,6 +38,8 @@ def test_words_tell_other_settings_from_other_predictions(tmp_path):
     assert "not known" in looks_sentence([], "a")
     look(file, "a")
     assert "once" in looks_sentence(read_looks(file), "a")
+    assert "outside" not in looks_sentence(read_looks(file), "a")
+    assert "outside of this run" in looks_sentence(read_looks(file), "a", own_cohort=False)
     assert "not known" in looks_sentence(read_looks(file), "another")
     look(file, "b")
     look(file, "c", sha256="other")
