@@ -132,7 +132,7 @@ def _table(evidence: Evidence, found: Cells) -> Table:
                      if not is_null(own["delta"]) else notes.dash(own["reason"])))
     chosen = [amount for (base, amount), row in found.items() if base == rival and row["chosen"]]
     told = (f"Bold: the amount chosen for {arm}" + (f"; for {rival} it is {chosen[0]:g}×." if chosen else "."),)
-    filled = (f"Filled, of all slots meant for synthetic images, negatives included: {', '.join(short)}; elsewhere all.",
+    filled = (f"Filled, of all slots meant for synthetic images, with negatives: {', '.join(short)}; elsewhere all.",
               ) if short else ()
     judge = CHOOSES.get(metric, metric)
     columns = ("Amount", "Slots per class (synthetic, meant)",

@@ -74,7 +74,7 @@ def record_look(file: Path, *, fingerprint: str, sha256: str, fixed_beforehand: 
 
 
 def looks_sentence(looks: list[dict[str, Any]], fingerprint: str, *, own_cohort: bool = True) -> str:
-    """How often test was looked at, beside the comparison with ``fingerprint``, and whether other runs may look, too."""
+    """How often test was looked at, beside the comparison with ``fingerprint``, as far as this run can know."""
     elsewhere = "" if own_cohort else (" The cohort lies outside of this run: how often other runs have looked at it "
                                        "is not counted.")
     return _told(looks, fingerprint) + elsewhere

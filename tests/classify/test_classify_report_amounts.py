@@ -70,7 +70,7 @@ def test_the_table_and_figure_show_the_amount_there_and_the_chosen_one(evidence:
     levels, forest, table = amount_chapters(evidence)[0].blocks
     assert [row[0] for row in table.rows] == ["0.5×", "1×", "2×"]
     assert table.rows[2][1] == "80 (24 of 40)"
-    assert table.notes[1].endswith("negatives included: 60 % at 2×; elsewhere all.")
+    assert table.notes[1].endswith("with negatives: 60 % at 2×; elsewhere all.")
     assert table.strong == {2}
     assert table.rows[2][2:] == ("0.200 / 0.200", "0.222 (0.050 to 0.250)", "0.222 (0.050 to 0.250)",
                                  "+0.044  (−0.010 to +0.090)")
