@@ -18,6 +18,10 @@ import timm
 import torch
 from experiment_counts import Counts, add, times
 
+from synth.judging.copies import CopyReader
+from synth.judging.gathering import SEARCHING
+from synth.judging.memorisation import MatchReader
+
 FLOAT, HALF = 4, 2
 """Bytes of a float32 and a float16."""
 PNG_BYTES_PER_PIXEL = 0.52
@@ -30,9 +34,8 @@ LATENT_FACTOR, LATENT_CHANNELS = 8, 4
 """Pixels per side of a latent's pixel, and channels, of Stable Diffusion 1 and 2."""
 ENCODER_WIDTHS = {"efficientnet_lite0": 1280}
 """Features that the filter keeps per image and encoder."""
-COPY_WIDTH, MATCH_WIDTH = 48 * 48, 3 * 56
-"""What it keeps of a real image for the search for copies, and of an image made of what was found
-(synth/judging/memorisation.py)."""
+COPY_WIDTH, MATCH_WIDTH = CopyReader.width, MatchReader.width
+"""Numbers that it keeps of a real image for the search for copies, and of an image of what one search found."""
 HUB_PARAMETERS = {"stabilityai/stable-diffusion-2-1-base": 1_289_952_427}
 """U-Net 865,910,724, text encoder 340,387,840, autoencoder 83,653,863: counted from their architectures."""
 
@@ -167,8 +170,8 @@ def shared_items(config: Mapping[str, Any], counts: Counts) -> list[Item]:
     width = sum([ENCODER_WIDTHS.get(name, 0) for name in names] + [
         counts.labels or 0 for _ in range(len(judges["critic_seeds"]) + judges["folds"])])
     left_out = f", without those of {', '.join(strange)}" if strange else ""
+    of_real, of_made = width + COPY_WIDTH + MATCH_WIDTH, width + len(SEARCHING["made"]) * MATCH_WIDTH
     items.append(Item(
-        what="features for the filter",
-        bytes=add(times(real, width + COPY_WIDTH, FLOAT), times(counts.planned, width + MATCH_WIDTH, FLOAT)),
-        source=f"{width + COPY_WIDTH:,} numbers a real image, {width + MATCH_WIDTH:,} an image made{left_out}"))
+        what="features for the filter", bytes=add(times(real, of_real, FLOAT), times(counts.planned, of_made, FLOAT)),
+        source=f"{of_real:,} numbers a real image at most, {of_made:,} an image made{left_out}"))
     return items

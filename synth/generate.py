@@ -128,7 +128,7 @@ def prepare(run: Run, config: GenerateConfig) -> Work:
     weights = find_weights(run.folder, pipeline=config.pipeline, revision=config.revision, lora=config.lora)
     settings = {key: value for key, value in asdict(config).items() if key not in (*RUNTIME, *PLACES)}
     inputs = {"plan": run.folder / "plan", **weights.inputs, **({"cohort": run.cohort_folder} if sources else {})}
-    known = [is_known(owner, cohort) for owner in weights.owners]
+    known = [is_known(owner, cohort) for owner in weights.owners.values()]
     stage = Stage("generate", run.folder / "images", config=settings | dict(weights.hashes), inputs=inputs)
     return Work(plan=plan, pipeline=weights.pipeline, lora=weights.lora, sources=sources, stage=stage, extra={
         **weights.hashes, "provenance": "known" if all(known) else "unknown", "source_images": len(sources)})

@@ -31,10 +31,10 @@ from cohort.config import Run, hub_or_path, parse, require_values
 from cohort.errors import TailfillError, run_command
 from cohort.pixels import load_images
 from cohort.provenance import FILE, write_patients
-from cohort.stage import Stage, hash_bytes, require, write_atomically
+from cohort.stage import Stage, hash_bytes, write_atomically
 from cohort.tables import RECONSTRUCTED, Cohort, cohort_schema, load_cohort, write_table
 from synth.drawing.parts import encode_png
-from synth.drawing.pipelines import LOAD_ERRORS, owning_stage, resolve_pipeline, weights_hash
+from synth.drawing.pipelines import LOAD_ERRORS, find_pipeline, owning_stage, weights_hash
 from synth.learning.reconstruction import reconstruct
 
 log = logging.getLogger(__name__)
@@ -151,9 +151,7 @@ def main() -> None:
         return
     torch.set_num_threads(run.threads)
     cohort = load_cohort(run.cohort_folder)
-    if config.pipeline is None:
-        require(run.folder / "generator", "generator")
-    pipeline = resolve_pipeline(config.pipeline or str(run.folder / "generator" / "pipeline"), config.revision)
+    pipeline = find_pipeline(run.folder, config.pipeline, config.revision)
     stage = make_stage(run, config, pipeline)
     if options.dry_run:
         sys.stdout.write(stage.describe(images=sum(len(pool.frame) for pool in read_pools(run, config, cohort))) + "\n")

@@ -143,26 +143,32 @@ class Weights:
 
     pipeline: Path
     lora: Path | None
-    owners: tuple[Path | None, ...]
-    """Folder of the stage that each of them is an output of, None where it comes from elsewhere."""
-    inputs: Mapping[str, Path]
-    """These folders, as inputs of a stage."""
+    owners: Mapping[str, Path | None]
+    """``generator``, and ``lora`` if there is one, to the stage's folder that it is an output of; None: of no stage."""
     hashes: Mapping[str, str]
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The folders of stages that the weights come from, as a stage names its inputs."""
+        return {name: owner for name, owner in self.owners.items() if owner}
 
-def find_weights(run: Path, *, pipeline: str | None, revision: str | None, lora: str | None) -> Weights:
-    """The pipeline and LoRA weights of a configuration; without ``pipeline``, the one that ``run`` has fine-tuned.
 
-    Raises ``TailfillError`` for a run whose fine-tuning is not complete, and whatever resolving either raises.
+def find_pipeline(run: Path, pipeline: str | None, revision: str | None) -> Path:
+    """The folder of a configuration's pipeline; without one, of that which ``run`` has fine-tuned.
+
+    Raises ``TailfillError`` for a run whose fine-tuning is not complete, and whatever ``resolve_pipeline`` raises.
     """
     if pipeline is None:
         require(run / "generator", "generator")
-    folder = resolve_pipeline(pipeline or str(run / "generator" / "pipeline"), revision)
-    file = resolve_lora(lora) if lora else None
-    owner, lora_owner = owning_stage(folder), owning_stage(file) if file else None
+    return resolve_pipeline(pipeline or str(run / "generator" / "pipeline"), revision)
+
+
+def find_weights(run: Path, *, pipeline: str | None, revision: str | None, lora: str | None) -> Weights:
+    """The pipeline and LoRA weights of a configuration; raises what ``find_pipeline`` and ``resolve_lora`` raise."""
+    folder, file = find_pipeline(run, pipeline, revision), resolve_lora(lora) if lora else None
+    owner = owning_stage(folder)
     return Weights(
-        pipeline=folder, lora=file, owners=(owner, *([lora_owner] if file else [])),
-        inputs=({"generator": owner} if owner else {}) | ({"lora": lora_owner} if lora_owner else {}),
+        pipeline=folder, lora=file, owners={"generator": owner, **({"lora": owning_stage(file)} if file else {})},
         hashes={"weights": hash_pipeline(folder, owner), **({"lora_weights": weights_hash(file)} if file else {})})
 
 

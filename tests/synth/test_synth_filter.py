@@ -28,7 +28,6 @@ from PIL import Image
 from cohort.provenance import hash_patients
 from cohort.tables import read_table, synthetic_schema
 from synth import filter as command
-from synth.judging.copies import Gallery, Matches
 from synth.judging.verdicts import decide
 from synth.measuring import encoders
 from synth.measuring.fidelity import FLOOR
@@ -285,29 +284,3 @@ def test_against_reconstructed_images(config: Path, invoke: Callable) -> None:
     outcome = invoke("synth.filter", "--config", str(config))
     assert outcome.code == 2
     assert "another generator" in outcome.stderr
-
-
-def test_judging_again_searches_for_copies_no_more(
-    config: Path, invoke: Callable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the settings; the same pairs are told."""
-    searched, search = [], Gallery.search
-
-    def counted(gallery: Gallery, readings: np.ndarray, **settings: int) -> Matches:
-        searched.append(len(readings))
-        return search(gallery, readings, **settings)
-
-    monkeypatch.setattr(Gallery, "search", counted)
-    tables = []
-    for share in (0.4, 0.1):
-        section = {"encoders": ["pixels"], "rules": {"memorisation": {"false_alarms": share}}}
-        config.write_text(yaml.safe_dump({"run": "run", "threads": 1, "filter": section}, sort_keys=False))
-        outcome = invoke("synth.filter", "--config", str(config))
-        assert outcome.code == 0, outcome.stderr
-        tables.append(read_table(config.parent / "run" / "synthetic" / "nearest.parquet"))
-        if share == 0.4:
-            assert searched
-            searched.clear()
-        shutil.rmtree(config.parent / "run" / "synthetic")
-    assert searched == []
-    pd.testing.assert_frame_equal(*tables)

@@ -1,4 +1,4 @@
-"""The filter by two processes: the same tables as by one, with the real encoder and a critic from its files."""
+"""What the filter shares and keeps: two processes come to the tables of one, and a second judging searches no more."""
 
 import json
 import shutil
@@ -8,16 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from filter_world import ORDER, build_run
 
 from cohort.config import Run
+from cohort.tables import read_table
 from synth import filter as command
 from synth.filling.launching import command_of, environment_of
 from synth.filter import FilterConfig
 from synth.judging import reading
+from synth.judging.copies import Gallery, Matches
 from synth.judging.memorisation import nearer_to_train, nearest_pairs
 
 
@@ -64,3 +68,30 @@ def test_processes_share_the_search_for_copies(tmp_path: Path, monkeypatch: pyte
         found.append((nearest_pairs(evidence), nearer_to_train(evidence)))
     pd.testing.assert_frame_equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
+
+
+def test_judging_again_searches_for_copies_no_more(
+    tmp_path: Path, invoke: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the settings; the same pairs are told."""
+    config = build_run(tmp_path)
+    searched, search = [], Gallery.search
+
+    def counted(gallery: Gallery, readings: np.ndarray, **settings: int) -> Matches:
+        searched.append(len(readings))
+        return search(gallery, readings, **settings)
+
+    monkeypatch.setattr(Gallery, "search", counted)
+    tables = []
+    for share in (0.4, 0.1):
+        section = {"rules": {"memorisation": {"false_alarms": share}}}
+        config.write_text(yaml.safe_dump({"run": "run", "threads": 1, "filter": section}, sort_keys=False))
+        outcome = invoke("synth.filter", "--config", str(config))
+        assert outcome.code == 0, outcome.stderr
+        tables.append(read_table(config.parent / "run" / "synthetic" / "nearest.parquet"))
+        if share == 0.4:
+            assert searched
+            searched.clear()
+        shutil.rmtree(config.parent / "run" / "synthetic")
+    assert searched == []
+    pd.testing.assert_frame_equal(*tables)
