@@ -6,8 +6,9 @@
     python -m prompts.plan --config configs/nih128.yaml --dry-run  prints the budget, writes nothing
 
 Real train images decide everything: which labels are scarce, how many images of each to ask for (``prompts.scarcity``),
-which combinations of findings (``prompts.allocate``), which patients and words (``prompts.rows``, ``prompts.phrases``),
-and which images start from a real one rather than from noise (``prompts.conditioned``).
+which combinations of findings (``prompts.allocate``), in whose company (``prompts.company``), which patients and words
+(``prompts.rows``, ``prompts.phrases``), and which images start from a real one rather than from noise
+(``prompts.conditioned``).
 Images of the validation and test splits are never looked at. An unknown label of a real image is not asked for: it
 counts as absent in its vector, while prevalence is taken over the images whose label is known.
 
@@ -18,88 +19,34 @@ is an error. The plan does not promise that the generator can draw what is asked
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cohort.config import parse
-from cohort.errors import TailfillError, nearest, run_command
+from cohort.errors import TailfillError, run_command
 from cohort.stage import Stage
 from cohort.tables import Cohort, load_cohort, plan_schema, write_table
 from prompts.allocate import Allocation, Combinations, add_unseen, allocate, combination_limits, find_combinations
+from prompts.company import choose_lenders, keep_scarce, lend
 from prompts.conditioned import choose_starts
 from prompts.phrases import fits, negative_prompt
-from prompts.rows import NEGATIVE, assemble, deal_variants, describe_patients, evenly, make_positives
-from prompts.scarcity import RULES, Targets, find_scarce, set_targets, train_counts
+from prompts.rows import (
+    NEGATIVE,
+    NOBODY,
+    assemble,
+    deal_donors,
+    deal_variants,
+    describe_patients,
+    evenly,
+    make_positives,
+)
+from prompts.scarcity import Targets, find_scarce, set_targets, train_counts
+from prompts.settings import PlanConfig
 
 log = logging.getLogger(__name__)
-
-
-MAX_TOTAL = 10_000_000
-"""Forty times CXR-LT's training set: more is a slip of the finger."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanConfig:
-    """What to ask for."""
-
-    scarce: tuple[str, ...] = ("tail",)
-    """Scarce labels, by group (head, medium, tail, control: those without a visible sign) or by name."""
-    rule: str = "flat"
-    """Budget rule: flat (equal), floor (real + synthetic up to ``floor``), inverse_frequency, or effective_number."""
-    total: int | None = None
-    """Sum of all targets, 1 or more; negatives come on top. Null with rule floor: whatever reaches the floor."""
-    floor: int | None = None
-    """Images of a class, real + synthetic, that rule floor aims for; 1 or more."""
-    max_ratio: float | None = 10.0
-    """Cap on synthetic per real image of a class, above 0; null for none. Past 10 gains are gone (arXiv 2308.12453)."""
-    per_class: dict[str, int] = field(default_factory=dict)
-    """Explicit targets by label, 0 or more, inside the total; they win over rule and cap, and make the label scarce."""
-    beta: float = 0.999
-    """Of rule effective_number, 0 or more and below 1 (Cui et al. 2019, who use .9 to .9999)."""
-    spread: float = 2.0
-    """How far a combination's share of a class's images may depart from its real share, up or down; factor from 1."""
-    max_repeat: int | None = None
-    """Most images per real image that carries the combination, 1 or more; null for no limit beyond ``spread``."""
-    allow_unseen: bool = False
-    """Whether to also ask for pairs of scarce findings that no real image carries; their label_source_id is null."""
-    negatives_per_positive: float = 1.0
-    """Matched negatives per positive, 0 to 1: a second one with the same noise would be the same image again."""
-    image_conditioned: float = 0.0
-    """Share of the positives with a source, 0 to 1, that start from that real image, as do their negatives from one."""
-    strength: float = 0.6
-    """Share of the noise schedule that such an image goes through, above 0 (its source) to 1 (as from pure noise)."""
-    age_jitter: int = 5
-    """Years by which an age may differ from the real one that it was taken from, 0 to 20."""
-    batch_size: int = 32
-    """Rows of a logical batch, 1 or more: the unit in which images are made and accounted for."""
-
-    def __post_init__(self) -> None:
-        """Raise ``TailfillError`` for the first value out of range."""
-        if self.rule not in RULES:
-            raise TailfillError(f"plan.rule: unknown rule '{self.rule}'{nearest(self.rule, list(RULES))}")
-        for key, low, high in (("total", 1, None), ("floor", 1, None), ("spread", 1, None), ("max_repeat", 1, None),
-                               ("negatives_per_positive", 0, 1), ("image_conditioned", 0, 1), ("age_jitter", 0, 20),
-                               ("batch_size", 1, None)):
-            value = getattr(self, key)
-            if value is not None and not (low <= value and (high is None or value <= high)):
-                raise TailfillError(f"plan.{key}: is {value}; wanted: " + (
-                    f"{low} or more" if high is None else f"{low} to {high}"))
-        if self.max_ratio is not None and not self.max_ratio > 0:
-            raise TailfillError(f"plan.max_ratio: is {self.max_ratio}; wanted: above 0, or null for no cap")
-        if not 0 < self.strength <= 1:
-            raise TailfillError(f"plan.strength: is {self.strength}; wanted: above 0, to 1")
-        if not 0 <= self.beta < 1:
-            raise TailfillError(f"plan.beta: is {self.beta}; wanted: 0 or more and below 1")
-        if self.total is not None and self.total > MAX_TOTAL:
-            raise TailfillError(f"plan.total: is {self.total}; wanted: {MAX_TOTAL} at most")
-        if self.rule == "floor" and self.floor is None:
-            raise TailfillError("plan.floor: is missing; rule 'floor' wants the images per class to aim for")
-        for label, n in self.per_class.items():
-            if n < 0:
-                raise TailfillError(f"plan.per_class.{label}: is {n}; wanted: 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +56,8 @@ class Plan:
     rows: pd.DataFrame
     budget: pd.DataFrame
     counts: dict[str, int]
-    """planned = positives + negatives; extrapolated: positives whose combination no real image carries;
+    """planned = positives + negatives; extrapolated: positives whose combination no real image carries (of scarce
+    findings, where their company is borrowed);
     conditioned_positives, conditioned_negatives: those that start from a real image."""
     extra: dict[str, Any]
     """``scarce`` labels, ``combinations`` asked for, real ones that are ``unspeakable``: too long for any prompt."""
@@ -152,13 +100,19 @@ class Reality:
     matrix: np.ndarray
     """bool (N, L): the labels, unknown as false."""
     combinations: Combinations
-    """The K candidates that a prompt can say."""
+    """The K candidates that a prompt can say; of scarce findings only, where their company is borrowed."""
     n_unspeakable: int
+    borrows: bool
+    """Whether the findings that are not scarce come from other images."""
 
     @property
     def columns(self) -> list[int]:
         """The columns of the scarce labels."""
         return [self.cohort.labels.index(label) for label in self.scarce]
+
+    def told_apart(self, matrix: np.ndarray) -> np.ndarray:
+        """What of some label vectors, bool (n, L), makes them another candidate."""
+        return keep_scarce(matrix, self.columns) if self.borrows else matrix
 
 
 def look(cohort: Cohort, config: PlanConfig) -> Reality:
@@ -167,10 +121,11 @@ def look(cohort: Cohort, config: PlanConfig) -> Reality:
     train = cohort.split("train").sort_values("image_id", ignore_index=True)
     scarce = find_scarce(config.scarce, labels=labels, groups=cohort.groups, per_class=config.per_class)
     matrix = np.column_stack([train[label].fillna(0).to_numpy(np.int8) for label in labels]).astype(bool)
-    combinations, n_unspeakable = _candidates(matrix, [labels.index(label) for label in scarce], labels,
+    columns, borrows = [labels.index(label) for label in scarce], config.company_prior is not None
+    combinations, n_unspeakable = _candidates(keep_scarce(matrix, columns) if borrows else matrix, columns, labels,
                                               allow_unseen=config.allow_unseen)
     return Reality(cohort=cohort, train=train, counts=train_counts(train, labels), scarce=scarce, matrix=matrix,
-                   combinations=combinations, n_unspeakable=n_unspeakable)
+                   combinations=combinations, n_unspeakable=n_unspeakable, borrows=borrows)
 
 
 def make_rows(
@@ -185,8 +140,15 @@ def make_rows(
     train, matrix, labels = reality.train, reality.matrix, reality.cohort.labels
     rng = np.random.default_rng([seed, round_])
     positives = make_positives(reality.combinations, counts, wanted, scarce=reality.columns, rng=rng)
-    patients = describe_patients(train, matrix, positives, age_jitter=config.age_jitter, rng=rng)
     vectors = reality.combinations.vectors[positives.combination]
+    if config.company_prior is None:
+        donor = deal_donors(train, matrix, positives, rng)
+    else:
+        donor = choose_lenders(train, matrix, vectors, positives.charged, labels=labels, scarce=reality.columns,
+                               prior=config.company_prior, rng=rng)
+        vectors = lend(matrix, vectors, donor, labels=labels, scarce=reality.columns)
+        positives = replace(positives, source=np.full(len(donor), NOBODY))
+    patients = describe_patients(train, donor, positives, age_jitter=config.age_jitter, rng=rng)
     has_negative = evenly(len(vectors), config.negatives_per_positive)
     starts = choose_starts(train, matrix, vectors, positives, labels=labels, scarce=reality.columns,
                            has_negative=has_negative, share=config.image_conditioned)
@@ -204,10 +166,13 @@ def plan_of(
     """The rows with their budget and counts; ``combinations``: how many were asked for."""
     negative = rows["charged_to"] == NEGATIVE
     conditioned = rows["init_image_id"].notna()
+    unseen = {vector.tobytes() for vector, members in zip(reality.combinations.vectors, reality.combinations.members,
+                                                          strict=True) if not len(members)}
+    asked = reality.told_apart(rows.loc[~negative, reality.cohort.labels].to_numpy(bool))
     return Plan(
         rows=rows, budget=_budget(reality, rows, wanted, reasons),
         counts={"planned": len(rows), "positives": int((~negative).sum()), "negatives": int(negative.sum()),
-                "extrapolated": int((~negative & rows["label_source_id"].isna()).sum()),
+                "extrapolated": sum(vector.tobytes() in unseen for vector in asked),
                 "conditioned_positives": int((conditioned & ~negative).sum()),
                 "conditioned_negatives": int((conditioned & negative).sum())},
         extra={"scarce": reality.scarce, "combinations": combinations, "unspeakable": reality.n_unspeakable},

@@ -4,6 +4,7 @@
 
     combination --deal--> source image     evenly over the real images that carry it
     charged class --deal--> view, age, sex jointly from one real image of that class, the age moved a little
+    lender (prompts.company), where asked for --> the findings that are not scarce, view, age, sex: no source image
     positive --remove scarce findings--> matched negative: same noise, view, age, sex, variant
     starting image (prompts.conditioned) --> view, age, sex are its own
 
@@ -30,13 +31,15 @@ NOTHING_LABELS = ("Normal", "No Finding")
 
 NEGATIVE = "negative"
 """What a matched negative is charged to, in place of a label."""
+NOBODY = -1
+"""In place of the row number of the train image whose findings a positive copies."""
 FROM_NOISE = -1
 """In place of the row number of the train image that a row of the plan starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Positives:
-    """One entry per positive row, all (P,): its combination, row of its source (-1: none), charged label column."""
+    """One entry per positive row, all (P,): its combination, row of its source or ``NOBODY``, charged label column."""
 
     combination: np.ndarray
     source: np.ndarray
@@ -57,7 +60,7 @@ def make_positives(
 ) -> Positives:
     """Deal sources, charge classes and interleave; ``counts`` (K,) images per combination, ``targets`` (S,)."""
     carries = combinations.vectors[:, scarce]
-    sources = [deal(members, int(n), rng) if len(members) else np.full(n, -1)
+    sources = [deal(members, int(n), rng) if len(members) else np.full(n, NOBODY)
                for members, n in zip(combinations.members, counts, strict=True)]
     positives = Positives(
         combination=np.repeat(np.arange(len(counts)), counts),
@@ -108,21 +111,32 @@ def deal_variants(charged: np.ndarray, shares: Mapping[int, np.ndarray], rng: np
     return variant
 
 
-def describe_patients(
-    train: pd.DataFrame, matrix: np.ndarray, positives: Positives, *, age_jitter: int, rng: np.random.Generator
-) -> pd.DataFrame:
-    """``view``, ``age`` (years, whole, 0 to 100), ``sex`` per positive; null where the real image has none.
+def deal_donors(
+    train: pd.DataFrame, matrix: np.ndarray, positives: Positives, rng: np.random.Generator
+) -> np.ndarray:
+    """The row of the train image whose patient each positive describes, int64 (P,).
 
     Dealt from the real train images of the charged class, laterals left out unless the class has nothing else; a
-    class without any real image takes all of train. A row whose own source is a lateral is a lateral.
+    class without any real image takes all of train.
     """
-    view = train["view"].astype(object).to_numpy()
-    frontal = view != "LATERAL"
+    frontal = train["view"].astype(object).to_numpy() != "LATERAL"
     donor = np.empty(len(positives.charged), np.int64)
     for label in np.unique(positives.charged):
         rows = np.flatnonzero(positives.charged == label)
         pools = (matrix[:, label] & frontal, matrix[:, label], frontal, np.ones(len(train), bool))
         donor[rows] = deal(np.flatnonzero(next(pool for pool in pools if pool.any())), len(rows), rng)
+    return donor
+
+
+def describe_patients(
+    train: pd.DataFrame, donor: np.ndarray, positives: Positives, *, age_jitter: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """``view``, ``age`` (years, whole, 0 to 100), ``sex`` per positive; null where the donor, a row of train, has none.
+
+    A row whose own source is a lateral is a lateral.
+    """
+    view = train["view"].astype(object).to_numpy()
+    frontal = view != "LATERAL"
     age = np.floor(train["age"].to_numpy(np.float64)[donor])
     age = np.clip(age + rng.integers(-age_jitter, age_jitter + 1, len(age)), 0, 100)
     asked = view[donor]

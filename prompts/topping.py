@@ -28,9 +28,10 @@ from scipy.stats import beta
 from cohort.config import require_values
 from prompts.allocate import Allocation, Limits, allocate, combination_limits
 from prompts.phrases import N_VARIANTS, phrase
-from prompts.plan import Plan, PlanConfig, Reality, make_rows, plan_of
+from prompts.plan import Plan, Reality, make_rows, plan_of
 from prompts.rows import NEGATIVE, sample_id
 from prompts.scarcity import share_out
+from prompts.settings import PlanConfig
 
 PRIOR = 4.0
 """Images that the wider share counts for when a narrower one is smoothed."""
@@ -169,7 +170,7 @@ def shares_of_combinations(reality: Reality, seen: pd.DataFrame) -> pd.DataFrame
     positives = seen[seen["charged_to"] != NEGATIVE]
     matrix, keep = positives[labels].to_numpy(bool), positives["keep"].to_numpy()
     order = {vector.tobytes(): k for k, vector in enumerate(reality.combinations.vectors)}
-    which = np.array([order[row.tobytes()] for row in matrix], np.int64)
+    which = np.array([order[row.tobytes()] for row in reality.told_apart(matrix)], np.int64)
     n = len(order)
     asked, accepted = np.bincount(which, minlength=n), np.bincount(which, weights=keep, minlength=n)
     of_class = smooth(matrix[keep][:, columns].sum(axis=0), matrix[:, columns].sum(axis=0), overall_share(seen))

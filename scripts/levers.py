@@ -4,14 +4,15 @@ A lever is one change of the settings that make images: how long the generator i
 guide it, where an image starts. Each gets a run folder of its own, which shares what the lever does not touch with the
 base, and draws its images. Then linear heads are trained on cached features as ``train`` trains them, each lever's
 images in the very slots that the duplicates and the oracle have, and compared on the test split. No filter: what is
-asked is what the generator is worth. Interrupted, the same command goes on.
+asked is what the generator is worth; ``--perfect`` asks what a perfect one would be, with the same plan. Interrupted,
+the same command goes on.
 
 A choice made here has looked at this test set many times, so its people must be no experiment's: give seeds that no
 other configuration has. Not promised: anything about trainings of all weights, or about images that a filter keeps.
 
 ::
 
-    python scripts/levers.py configs/phantom_levers.yaml [--levers guidance_2.5 from_real] [--n-seeds 8]
+    python scripts/levers.py configs/phantom_levers.yaml [--levers guidance_2.5 from_real] [--perfect]
 """
 
 import argparse
@@ -32,6 +33,7 @@ from calibration_pools import Pools, Studio, open_studio
 from calibration_slots import Dealer
 from calibration_trials import METRIC
 from experiment_config import read_experiment
+from planned_phantoms import exams_of
 
 from classify.arms.filling import charge_to_rarest
 from classify.arms.layout import ArmConfig
@@ -61,9 +63,12 @@ LEVERS: dict[str, dict[str, dict[str, Any]]] = {
     "guidance_2.5_to_the_end": {"generate": {"guidance_scale": 2.5, "guidance_interval": [0.2, 1.0]}},
     "guidance_4_to_the_end": {"generate": {"guidance_scale": 4.0, "guidance_interval": [0.2, 1.0]}},
     "steps_2x": {"generate": {"num_inference_steps": 30}},
-    "from_real": {"plan": {"image_conditioned": 1.0, "strength": 0.7}},
-    "prompts_as_real": {"plan": {"spread": 1.0, "age_jitter": 0}},
-    "prompts_freer": {"plan": {"spread": 8.0, "age_jitter": 20}},
+    "from_real": {"plan": {"image_conditioned": 1.0, "strength": 0.7, "company_prior": None}},
+    "own_company": {"plan": {"company_prior": None}},
+    "company_prior_10": {"plan": {"company_prior": 10.0}},
+    "company_prior_100": {"plan": {"company_prior": 100.0}},
+    "prompts_as_real": {"plan": {"company_prior": None, "spread": 1.0, "age_jitter": 0}},
+    "prompts_freer": {"plan": {"company_prior": None, "spread": 8.0, "age_jitter": 20}},
     "loss_weight_0.3": {"arm": {"synthetic_loss_weight": 0.3}},
     "all_added_slots": {"arm": {"synthetic_share": 1.0}},
     "no_negatives": {"arm": {"negatives": 0.0}},
@@ -93,6 +98,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="an experiment's YAML; its run is the base")
     parser.add_argument("--levers", nargs="+", default=list(LEVERS), help="some of them; all where left out")
+    parser.add_argument("--perfect", action="store_true",
+                        help="also what the phantom itself draws for each plan, as LEVER_perfect")
     parser.add_argument("--n-seeds", type=int, default=8, help="seeds of every arm, 2 or more")
     parser.add_argument("--n-draws", type=int, default=400, help="resamples of the test patients")
     options = parser.parse_args(arguments)
@@ -156,7 +163,14 @@ def looked_at(frame: pd.DataFrame, cohort: Cohort, studio: Studio) -> pd.DataFra
     return frame.assign(row=studio.look(load_images(cohort.image_paths(frame), studio.card.image_size, studio.folder)))
 
 
-def open_world(base: Mapping[str, Any], names: Sequence[str]) -> tuple[Pools, list[Drawn]]:
+def perfect_images(run: Path, base: Mapping[str, Any], cohort: Cohort, studio: Studio) -> pd.DataFrame:
+    """The rows of a run's plan as the phantom draws them, as ``images_of`` has them."""
+    plan = pd.read_parquet(verify(run / "plan", "plan", "plan.parquet"))
+    exams = exams_of(plan, cohort.labels, site=base["prepare"]["phantom"].get("site", "A"))
+    return plan.assign(image_id=plan["sample_id"], keep=True, row=studio.shoot(exams, "planned")[1])
+
+
+def open_world(base: Mapping[str, Any], names: Sequence[str], *, perfect: bool) -> tuple[Pools, list[Drawn]]:
     """Everything drawn and looked at: what heads learn from, and what they are tested on."""
     runs = {name: draw(base, name) for name in (BASE, *names)}
     cohort = load_cohort(Path(base["run"]) / "cohort")
@@ -169,6 +183,8 @@ def open_world(base: Mapping[str, Any], names: Sequence[str]) -> tuple[Pools, li
     keys = [field.name for field in fields(ArmConfig)]
     drawn = [Drawn(name=name, images=seen[runs[name]], config=ArmConfig(
         **{key: value for key, value in settings_of(base, name)["arm"].items() if key in keys})) for name in names]
+    drawn += [replace(one, name=f"{one.name}_perfect", images=perfect_images(runs[one.name], base, cohort, studio))
+              for one in drawn if perfect and (one.name == BASE or "plan" in LEVERS[one.name])]
     return Pools(features=np.concatenate(studio.blocks), cohorts=[train], copies=[], new=new, test=test), drawn
 
 
@@ -181,7 +197,8 @@ def list_heads(pools: Pools, drawn: Sequence[Drawn], n_seeds: int) -> dict[tuple
         dealer = dealers.setdefault(key, Dealer(pools=pools, sets=[{}], config=lever.config, seed=0))
         for arm in (RIVAL, ORACLE, lever.name):
             if (key, arm) not in heads:
-                one = replace(dealer, sets=[{lever.name: lever.images}])
+                # important: from them the oracle knows whether company is borrowed, and so whether its own is free
+                one = replace(dealer, sets=[{lever.name: lever.images, ORACLE: lever.images.assign(keep=False)}])
                 heads[key, arm] = [Task(slots=one.deal(arm, 0, stream=(seed,)), shares=one.shares[0], seed=(seed,))
                                    for seed in range(n_seeds)]
     return heads
@@ -253,7 +270,7 @@ def main() -> None:
         raise TailfillError(f"{options.config}: generate.pipeline is given and no section finetune; wanted: one, as "
                             "levers change it")
     names = list(dict.fromkeys([BASE, *options.levers]))
-    pools, drawn = open_world(base, names)
+    pools, drawn = open_world(base, names, perfect=options.perfect)
     source = score(pools, list_heads(pools, drawn, options.n_seeds), recipe_of(base), options.n_draws)
     table = tabulate(source, drawn)
     write_table(table, Path(base["run"]).with_name("levers.parquet"))

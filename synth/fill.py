@@ -39,7 +39,8 @@ from cohort.errors import TailfillError, run_command
 from cohort.pipeline import critics_of, is_made_from, read_stamp
 from cohort.stage import Stage, hash_file, require, verify, write_atomically
 from cohort.tables import Cohort, fill_schema, images_schema, load_cohort, plan_schema, read_table, write_table
-from prompts.plan import Plan, PlanConfig, Reality, build_plan, look
+from prompts.plan import Plan, Reality, build_plan, look
+from prompts.settings import PlanConfig
 from prompts.topping import NOTHING_LEFT, OPEN, SHORT, FillConfig, join_verdicts, plan_round, take_stock
 from synth.drawing.pipelines import Weights, find_weights
 from synth.filling.launching import run_launched

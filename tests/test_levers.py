@@ -1,9 +1,11 @@
 """Levers: legal settings, stages made anew where a lever touches them, and gains that are planted."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import levers
 import numpy as np
+import pandas as pd
 import pytest
 from calibration_pools import PoolSizes, make_pools
 from experiment_config import read_experiment
@@ -55,6 +57,27 @@ def test_links_survive_a_move_and_broken_ones_are_made_anew(base: dict, monkeypa
     assert (run / "cohort").samefile(Path(base["run"]) / "cohort")
     moved = run.parent.rename(run.parent.with_name("moved")) / run.name
     assert (moved / "cohort").is_dir()
+
+
+def test_the_phantom_draws_the_plan_of_the_base_and_of_levers_that_change_it(
+    base: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame({"image_id": ["a"], "row": [0]})
+    cohort = SimpleNamespace(split=lambda name: frame, labels=[])
+    for name in ("load_cohort", "load_further"):
+        monkeypatch.setattr(levers, name, lambda *rest: cohort)
+    monkeypatch.setattr(levers, "draw", lambda base, name: Path(name))
+    monkeypatch.setattr(levers, "open_studio", lambda *rest, **keys: SimpleNamespace(blocks=[np.zeros((1, 2))]))
+    monkeypatch.setattr(levers, "looked_at", lambda frame, *rest: frame)
+    monkeypatch.setattr(levers, "charge_to_rarest", lambda frame, cohort: frame)
+    monkeypatch.setattr(levers, "replace", lambda one, **keys: SimpleNamespace(**{**vars(one), **keys}))
+    monkeypatch.setattr(levers, "images_of", lambda run, studio: frame.assign(run=str(run)))
+    monkeypatch.setattr(levers, "perfect_images", lambda run, *rest: frame.assign(run=f"{run} perfect"))
+    names = [BASE, "own_company", "guidance_4"]
+    _, drawn = levers.open_world(base, names, perfect=True)
+    assert [one.name for one in drawn] == [*names, "base_perfect", "own_company_perfect"]
+    assert [one.images["run"].item() for one in drawn[3:]] == ["base perfect", "own_company perfect"]
+    assert [one.name for one in levers.open_world(base, names, perfect=False)[1]] == names
 
 
 def test_the_pipeline_as_it_was_given_stands_in_for_the_fine_tuned_one(base: dict) -> None:

@@ -26,7 +26,16 @@ import numpy as np
 import pandas as pd
 
 from classify.arms.amounts import WithAmounts
-from classify.arms.filling import assign, charge_to_rarest, cost_of_equals, cost_of_new, deal, fill_slots, surer_half
+from classify.arms.filling import (
+    assign,
+    borrows_company,
+    charge_to_rarest,
+    cost_of_equals,
+    cost_of_new,
+    deal,
+    fill_slots,
+    surer_half,
+)
 from classify.arms.layout import HARMONISED, NEGATIVE, ArmConfig, balanced_slots, real_slots, tail_slots
 from classify.slots import label_matrix, prevalence
 from cohort.preparing.splits import deal_folds
@@ -95,7 +104,8 @@ def synthetic(draw: Draw) -> pd.DataFrame:
 def unfiltered(draw: Draw) -> pd.DataFrame:
     """The slots of ``synthetic``, each synthetic image replaced by one of the first round, kept or not.
 
-    The stand-in is charged to the same label and has the same label vector; of its slot's source where there is one.
+    The stand-in is charged to the same label and has the same label vector, of its slot's source where there is one; or
+    the same scarce labels, where company was borrowed and the images name no source.
     """
     made, repeats = draw.frames["filter"], duplicate(draw)
     slots = _with_synthetic(repeats, draw)
@@ -121,14 +131,16 @@ def permuted(draw: Draw) -> pd.DataFrame:
 def new_real(draw: Draw, stage: str) -> pd.DataFrame:
     """The slots of ``duplicate``; where ``synthetic`` has, or was to have, a positive one, a new image of ``stage``.
 
-    It is positive for the slot's label, and in its other labels and its view nearest to the slot's source.
+    It is positive for the slot's label, and in its other labels and its view nearest to the slot's source; any will do
+    where the synthetic images' company was borrowed, for it is as free as theirs.
     """
     slots = duplicate(draw)
     meant = _with_synthetic(slots, draw)
     rows = slots.index[(meant["kind"] == "synthetic") | (meant["unfilled"] & (meant["charged_to"] != NEGATIVE))]
     images = charge_to_rarest(draw.frames[stage], draw.cohort)
     images = draw.deal(images, *draw.cohort.labels, "view", "image_id").sample(frac=1, random_state=draw.rng)
-    served, chosen = assign(cost_of_new(slots.loc[rows], images, draw.cohort))
+    served, chosen = assign(cost_of_new(slots.loc[rows], images, draw.cohort,
+                                        nearest=not borrows_company(draw.frames["filter"])))
     slots.loc[rows[served], "image_id"] = images["image_id"].to_numpy()[chosen]
     slots.loc[rows[served], "kind"] = "new_real"
     slots.loc[rows.delete(served), "unfilled"] = True

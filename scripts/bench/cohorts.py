@@ -31,7 +31,8 @@ from cohort.errors import run_command
 from cohort.prepare import prepare
 from cohort.preparing.settings import PrepareConfig
 from cohort.tables import load_cohort
-from prompts.plan import PlanConfig, build_plan
+from prompts.plan import build_plan
+from prompts.settings import PlanConfig
 
 log = logging.getLogger(__name__)
 

@@ -131,12 +131,32 @@ def test_an_exact_twin_is_chosen_before_any_other(run, cohort):
     slots = slots[slots["kind"] == "duplicate"]
     train = cohort.split("train").set_index("image_id", drop=False)
     sources = train.loc[slots["source"]]
-    np.testing.assert_array_equal(np.diag(cost_of_new(slots, sources, cohort)), 0)
+    np.testing.assert_array_equal(np.diag(cost_of_new(slots, sources, cohort, nearest=True)), 0)
     other = sources.assign(Mass=1 - sources["Mass"], view=sources["view"].map({"PA": "AP", "AP": "PA"}))
-    np.testing.assert_array_equal(np.diag(cost_of_new(slots, other, cohort)), 1.5)
+    np.testing.assert_array_equal(np.diag(cost_of_new(slots, other, cohort, nearest=True)), 1.5)
     unknown = other.assign(Mass=pd.array([pd.NA] * len(other), dtype="Int8"))
-    np.testing.assert_array_equal(np.diag(cost_of_new(slots, unknown, cohort)), 0.5)
-    assert np.isinf(cost_of_new(slots, sources.assign(Hernia=0), cohort)).all()
+    np.testing.assert_array_equal(np.diag(cost_of_new(slots, unknown, cohort, nearest=True)), 0.5)
+    np.testing.assert_array_equal(np.diag(cost_of_new(slots, other, cohort, nearest=False)), 0)
+    for nearest in (True, False):
+        assert np.isinf(cost_of_new(slots, sources.assign(Hernia=0), cohort, nearest=nearest)).all()
+
+
+def test_the_oracle_is_as_free_in_its_company_as_the_synthetic_images_are(run, cohort):
+    """Images like their slots' sources are taken before others, but for images whose company was borrowed."""
+    made, oracle = frame_of(run, cohort, "filter"), frame_of(run, cohort, "oracle")
+    twins = cohort.split("train")
+    twins = twins[twins["Hernia"].eq(1).fillna(False)]
+    likes = pd.concat([twins.assign(image_id=[f"like-{n}-{i}" for i in twins["image_id"]]) for n in range(9)])
+    unlike = likes.assign(image_id="un" + likes["image_id"], Mass=1 - likes["Mass"], Effusion=1 - likes["Effusion"])
+    new = pd.concat([likes, unlike], ignore_index=True)[oracle.columns.intersection(likes.columns)]
+    taken = {}
+    for name, images in (("own", made), ("borrowed", made.assign(label_source_id=None))):
+        slots = ARMS["oracle"].build(Draw(cohort=cohort, config=CONFIG, rng=np.random.default_rng(0), seed=0, n_seeds=1,
+                                          frames={"filter": images, "oracle": new}))
+        taken[name] = slots.loc[slots["kind"] == "new_real", "image_id"].str.startswith("unlike")
+    assert len(taken["own"]) == len(taken["borrowed"]) >= 5
+    assert not taken["own"].any()
+    assert taken["borrowed"].any()
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 1), (4, 0)])
@@ -174,6 +194,23 @@ def test_unfiltered_ignores_keep_and_matches_label_vector_and_number(run, cohort
         used += list(slots.loc[placed, "image_id"])
     assert len(set(used)) == len(used)
     assert not made.loc[used, "keep"].all()
+
+
+def test_unfiltered_matches_scarce_labels_only_where_company_was_borrowed(run, cohort):
+    """Every vector stands alone: with all labels equal, each kept image would be its own stand-in."""
+    made = frame_of(run, cohort, "filter").assign(label_source_id=None)
+    beside = [label for label in LABELS if label not in cohort.scarce]
+    made[beside] = (np.arange(len(made))[:, None] >> np.arange(len(beside))) & 1
+    draw = Draw(cohort=cohort, config=CONFIG, rng=np.random.default_rng(0), frames={"filter": made}, seed=0, n_seeds=1)
+    again = Draw(cohort=cohort, config=CONFIG, rng=np.random.default_rng(0), frames={"filter": made}, seed=0, n_seeds=1)
+    slots, mixed = ARMS["unfiltered"].build(draw), ARMS["synthetic"].build(again)
+    placed = slots["sample_id"].notna()
+    assert placed.sum() == mixed["sample_id"].notna().sum() >= 10
+    ours, theirs = (made.set_index("image_id").loc[one.loc[placed, "image_id"]] for one in (slots, mixed))
+    for column in (*cohort.scarce, "charged_to"):
+        assert (ours[column].to_numpy() == theirs[column].to_numpy()).all()
+    assert not ours["keep"].all()
+    assert (ours.index != theirs.index).mean() > 0.5
 
 
 def test_unfiltered_keeps_and_drops_in_the_shares_of_what_was_made(run, cohort):

@@ -11,7 +11,8 @@ import yaml
 from cohort.errors import TailfillError
 from cohort.stage import Stage, read_stamp
 from cohort.tables import Cohort, cohort_schema, plan_schema, read_table, write_table
-from prompts.plan import PlanConfig, build_plan
+from prompts.plan import build_plan
+from prompts.settings import PlanConfig
 
 LABELS = ["Effusion", "Mass", "Hernia", "Edema", "Normal"]
 GROUPS = {"Effusion": "head", "Mass": "medium", "Hernia": "tail", "Edema": "tail", "Normal": "head"}

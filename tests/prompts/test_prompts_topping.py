@@ -8,7 +8,8 @@ from test_prompts_plan import LABELS, SCARCE, cohort_of, toy_frame
 
 from cohort.errors import TailfillError
 from prompts.phrases import N_VARIANTS
-from prompts.plan import Plan, PlanConfig, Reality, build_plan, look
+from prompts.plan import Plan, Reality, build_plan, look
+from prompts.settings import PlanConfig
 from prompts.topping import (
     GIVEN_UP,
     MET,

@@ -15,7 +15,8 @@ from tiny_pipeline import save_tiny_pipeline
 from cohort import status
 from cohort.errors import TailfillError
 from cohort.tables import fill_schema, images_schema, load_cohort, plan_schema, read_table, synthetic_schema
-from prompts.plan import PlanConfig, build_plan
+from prompts.plan import build_plan
+from prompts.settings import PlanConfig
 from synth import fill
 
 NEGATIVE = "negative"
