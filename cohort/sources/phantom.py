@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from cohort.errors import TailfillError
@@ -71,10 +72,13 @@ def write_images(exams: list[Exam], root: Path, size: int, *, processes: int) ->
                mininterval=1.0)
     with bar:
         if processes == 1 or len(missing) <= CHUNK:
-            for exam in missing:
-                bar.update(draw(exam))
+            with threadpool_limits(1):
+                for exam in missing:
+                    bar.update(draw(exam))
             return
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        # important: one thread each, or the threads of small products in two processes wait for each other
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=threadpool_limits,
+                                 initargs=(1,)) as pool:
             for done in pool.map(draw, missing, chunksize=CHUNK):
                 bar.update(done)
 
