@@ -20,7 +20,7 @@ VIEWS, SEXES, SPLITS = ("PA", "AP", "LATERAL"), ("M", "F"), ("train", "val", "te
 RESERVED = frozenset(
     (
         "image_id", "root", "path", "patient_id", "study_id", "view", "age", "sex", "split", "sample_id",
-        "prompt", "negative_prompt", "charged_to", "label_source_id", "init_image_id", "strength", "seed",
+        "prompt", "negative_prompt", "charged_to", "label_source_id", "company_id", "init_image_id", "strength", "seed",
         "batch", "round", "keep", "reason", "status", "error", "sha256", "height", "width", "seconds", "rank",
         "micro_batch", "slot_id", "repeat", "labels_from", "loss_weight", "phase", "fold", "arm", "weights",
         # groups, which stand beside labels in the tables of a comparison
@@ -33,8 +33,11 @@ RECONSTRUCTED = "reconstructed:"
 """What stands before the image_id of a real image that the generator's autoencoder has encoded and decoded again."""
 
 
-def _text(*, nullable: bool = False, unique: bool = False, isin: Sequence[str] | None = None) -> pa.Column:
-    return pa.Column(str, pa.Check.isin(list(isin)) if isin else None, nullable=nullable, unique=unique, coerce=True)
+def _text(
+    *, nullable: bool = False, unique: bool = False, isin: Sequence[str] | None = None, required: bool = True
+) -> pa.Column:
+    return pa.Column(str, pa.Check.isin(list(isin)) if isin else None, nullable=nullable, unique=unique, coerce=True,
+                     required=required)
 
 
 def _number(kind: str, check: pa.Check | None = None, *, nullable: bool = False, required: bool = True) -> pa.Column:
@@ -71,7 +74,7 @@ def plan_schema(labels: Sequence[str]) -> pa.DataFrameSchema:
         {
             "sample_id": _text(unique=True), "prompt": _text(), "negative_prompt": _text(), **_labels(labels),
             **_person(), "charged_to": _text(isin=[*labels, "negative"]), "label_source_id": _text(nullable=True),
-            "init_image_id": _text(nullable=True),
+            "company_id": _text(nullable=True, required=False), "init_image_id": _text(nullable=True),
             "strength": _number("float64", pa.Check.in_range(0, 1), nullable=True),
             "seed": _number("int64", pa.Check.ge(0)), "batch": _number("int64", pa.Check.ge(0)),
             "round": _number("int64", pa.Check.ge(0)),

@@ -11,26 +11,32 @@ of the finding leans on all of train as if ``prior`` of its patients had shown w
 
     p(d | finding)  =  (patients with both + prior p(d)) / (patients with the finding + prior)
 
-so two patients say little and two hundred say what they say. The company itself is always somebody's: which findings go
-together is as in reality, and only how often each company is asked for follows from the weights.
+People count, not images: each patient lends as much as any other, however often he was imaged. The company itself is
+always somebody's: which findings go together is as in reality, and only how often each company is asked for follows
+from the weights.
 
-Kept from the finding's own images: a label that all of them carry, against all chance (a parent, as CXR-LT's Fracture),
-is a condition on whoever lends; and "Normal" stays beside a finding only where a real image has the two.
+Kept from the finding's own images: a label that (nearly) all of them carry, against all chance, as a parent (CXR-LT's
+Fracture), is a condition on whoever lends; and "Normal" stays beside a finding only where that is usual.
 
-Not promised: what depends on two companions at once, or that a company never seen with the finding is likely.
+Not promised: exact shares. Companions that go together are counted once each, so where a finding has many patients its
+own company is overdrawn; what depends on two companions at once is not seen; and nothing says that a company never seen
+with the finding is likely.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 from cohort.errors import TailfillError
 from prompts.phrases import fits
-from prompts.rows import NOTHING_LABELS, remove_scarce
+from prompts.rows import NOTHING_LABELS
 
 CHANCE = 0.01
-"""A label that all patients with a finding carry is implied by it where chance alone would do that less often."""
+"""A label that goes with a finding is implied by it where chance alone would do that less often, whatever the label."""
+NEARLY_ALL = 0.95
+"""Share of a finding's patients that carry a label which it implies; the rest are slips of whoever labelled."""
 
 
 def keep_scarce(matrix: np.ndarray, scarce: Sequence[int]) -> np.ndarray:
@@ -54,41 +60,55 @@ def choose_lenders(
         labels: the L names.
         scarce: columns of the scarce labels.
         prior: patients, above 0.
-        rng: dealt from class by class; an image lends as often as its weight says, to within one.
+        rng: dealt from combination by combination; a patient lends as often as his weight says, to within one.
 
-    Raises ``TailfillError`` when no company of a finding fits into a prompt beside it.
+    Raises ``TailfillError`` when no company fits into a prompt beside the findings.
     """
     frontal = train["view"].ne("LATERAL").fillna(True).to_numpy(bool)
-    companies = remove_scarce(matrix, scarce, labels)
     lender = np.empty(len(charged), np.int64)
-    for column in np.unique(charged):
-        own = matrix[:, column]
-        pool = frontal if (own & frontal).any() or not own.any() else ~frontal
-        pool = pool & _carries_implied(train, matrix, own & pool, scarce)
-        weight = np.where(pool, company_weights(train, matrix, own & pool, pool=pool, labels=labels, scarce=scarce,
-                                                prior=prior), 0.0)
-        rows = np.flatnonzero(charged == column)
-        while len(rows):
+    implied = {j: _carry_implied(train, matrix, matrix[:, j], labels, scarce) for j in scarce}
+    weights: dict[tuple[int, bytes], np.ndarray] = {}
+    asked, which = np.unique(np.column_stack([charged, vectors]), axis=0, return_inverse=True)
+    for number, (column, *findings) in enumerate(asked):
+        vector, own = np.array(findings, bool), matrix[:, column]
+        own = own & frontal if (own & frontal).any() else own
+        pool = np.ones(len(train), bool)
+        for part in (~frontal if own.any() and not (own & frontal).any() else frontal,
+                     *(implied[j] for j in np.flatnonzero(vector).tolist())):
+            pool = pool & part if (pool & part).any() else pool
+        key = int(column), pool.tobytes()
+        if key not in weights:
+            weights[key] = company_weights(train, matrix, own, pool=pool, labels=labels, scarce=scarce, prior=prior)
+        weight = np.where(pool, weights[key], 0.0)
+        rows = np.flatnonzero(which.ravel() == number)
+        lender[rows] = deal_by_weight(weight, len(rows), rng)
+        if not _speakable(lend(matrix, vectors[rows], lender[rows], labels=labels, scarce=scarce), labels).all():
+            said = lend(matrix, np.tile(vector, (len(train), 1)), np.arange(len(train)), labels=labels, scarce=scarce)
+            weight[~_speakable(said, labels)] = 0.0
             if not weight.any():
-                raise TailfillError(f"plan.company_prior: no company of a real image fits into a prompt beside "
-                                    f"{labels[column]}; wanted: null")
+                raise TailfillError("plan.company_prior: no company of a real image fits into a prompt beside "
+                                    f"{', '.join(labels[j] for j in np.flatnonzero(vector))}; wanted: null")
             lender[rows] = deal_by_weight(weight, len(rows), rng)
-            said = vectors[rows] | companies[lender[rows]]
-            rows = rows[[not fits([labels[j] for j in np.flatnonzero(vector)]) for vector in said]]
-            weight[lender[rows]] = 0.0
     return lender
 
 
 def lend(
-    matrix: np.ndarray, vectors: np.ndarray, lender: np.ndarray, *, labels: list[str], scarce: list[int]
+    matrix: np.ndarray, vectors: np.ndarray, lender: np.ndarray, *, labels: Sequence[str], scarce: list[int]
 ) -> np.ndarray:
-    """``vectors``, bool (P, L), of scarce findings, each with the company of its lender, a row of ``matrix``."""
-    company = remove_scarce(matrix[lender], scarce, labels)
-    for name in NOTHING_LABELS:
-        if name in labels:
-            nothing = labels.index(name)
-            clashes = ~(matrix & matrix[:, [nothing]]).any(axis=0)
-            company[:, nothing] &= ~(vectors & clashes).any(axis=1)
+    """``vectors``, bool (P, L), of scarce findings, each with the company of its lender, a row of ``matrix``.
+
+    A lender whose only findings were scarce ones lends as one who has nothing.
+    """
+    company = matrix[lender]
+    had_scarce = company[:, scarce].any(axis=1)
+    company[:, scarce] = False
+    nothing = [labels.index(name) for name in NOTHING_LABELS if name in labels]
+    empty = ~np.delete(company, nothing, axis=1).any(axis=1)
+    alone = matrix[~np.delete(matrix, [*scarce, *nothing], axis=1).any(axis=1)]
+    for column in nothing:
+        clashes = [not _is_usual(alone[alone[:, finding], column]) for finding in scarce]
+        company[:, column] |= empty & had_scarce
+        company[:, column] &= ~vectors[:, scarce][:, clashes].any(axis=1)
     return np.asarray(vectors | company)
 
 
@@ -96,27 +116,27 @@ def company_weights(
     train: pd.DataFrame, matrix: np.ndarray, own: np.ndarray, *, pool: np.ndarray, labels: Sequence[str],
     scarce: Sequence[int], prior: float,
 ) -> np.ndarray:
-    """The weight of each train image as a lender, float64 (N,), the largest 1; see the module's text.
+    """The weight of each train image as a lender, float64 (N,); see the module's text. In ``pool`` the largest is 1.
 
     ``own``: bool (N,), the images with the finding; ``pool``: bool (N,), those that may lend, which say what is usual.
     An unknown view, sex or age weighs nothing.
     """
-    patients = 1 / train.loc[own].groupby("patient_id")["patient_id"].transform("size").to_numpy(np.float64)
     others = [j for j, label in enumerate(labels) if j not in set(scarce) and label not in NOTHING_LABELS]
-    known = [train[key].where(train[key].notna()) for key in ("view", "sex")]
     said = np.column_stack([matrix[:, others].astype(np.float64), *(
-        np.where(values.isna(), np.nan, values.eq(value).fillna(False).to_numpy(np.float64))
-        for values, value in zip(known, ("AP", "M"), strict=True))])
-    usual = (np.nansum(said[pool], axis=0) + 0.5) / ((~np.isnan(said[pool])).sum(axis=0) + 1)
-    theirs = _lean(said[own], patients, usual, prior)
+        np.where(train[key].isna(), np.nan, train[key].eq(value).fillna(False).to_numpy(np.float64))
+        for key, value in (("view", "AP"), ("sex", "M")))])
+    person, patient = _share_of_patient(train, pool), _share_of_patient(train, own)
+    usual = _mean(said, person, prior=1.0, usual=np.full(said.shape[1], 0.5))
+    theirs = _mean(said, patient, prior=prior, usual=usual)
     log_weight = np.nansum(np.where(np.isnan(said), np.nan, np.where(
         said == 1, np.log(theirs / usual), np.log((1 - theirs) / (1 - usual)))), axis=1)
     age = train["age"].to_numpy(np.float64)
     if np.isfinite(age[pool]).any() and np.nanstd(age[pool]) > 0:
-        middle, spread = np.nanmean(age[pool]), np.nanstd(age[pool])
-        shifted = float(_lean(age[own][:, None], patients, np.array([middle]), prior)[0])
+        middle, spread = _mean(age[:, None], person, prior=0.0, usual=np.zeros(1)), np.nanstd(age[pool])
+        shifted = _mean(age[:, None], patient, prior=prior, usual=middle)
         log_weight += np.nan_to_num((shifted - middle) / spread**2 * (age - (shifted + middle) / 2))
-    return np.asarray(np.exp(log_weight - log_weight[pool].max(initial=-np.inf)))
+    weight = np.exp(log_weight - log_weight[pool].max()) * np.where(pool, person, 1.0)
+    return np.asarray(weight / weight[pool].max())
 
 
 def deal_by_weight(weight: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -127,15 +147,41 @@ def deal_by_weight(weight: np.ndarray, n: int, rng: np.random.Generator) -> np.n
     return rng.permutation(order[np.minimum(at, len(order) - 1)])
 
 
-def _lean(values: np.ndarray, patients: np.ndarray, usual: np.ndarray, prior: float) -> np.ndarray:
-    """Means of ``values`` (n, D) with weights (n,), unknown ones left out, that lean on the ``usual`` ones (D,)."""
-    counted = np.where(np.isnan(values), 0.0, patients[:, None])
+def _share_of_patient(train: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """1 / images of the same patient among ``rows``, bool (N,); 0 elsewhere: float64 (N,)."""
+    share = np.zeros(len(rows))
+    patients = train["patient_id"].to_numpy(object)[rows]
+    share[rows] = 1 / pd.Series(patients).groupby(patients).transform("size").to_numpy(np.float64)
+    return share
+
+
+def _mean(values: np.ndarray, weight: np.ndarray, *, prior: float, usual: np.ndarray) -> np.ndarray:
+    """Means of ``values`` (N, D) by ``weight`` (N,), unknown ones left out, leaning by ``prior`` on ``usual`` (D,)."""
+    counted = np.where(np.isnan(values), 0.0, weight[:, None])
     return np.asarray((np.nansum(values * counted, axis=0) + prior * usual) / (counted.sum(axis=0) + prior))
 
 
-def _carries_implied(train: pd.DataFrame, matrix: np.ndarray, own: np.ndarray, scarce: Sequence[int]) -> np.ndarray:
-    """Which images, bool (N,), carry every label that the images ``own``, bool (N,), all carry against all chance."""
+def _carry_implied(
+    train: pd.DataFrame, matrix: np.ndarray, own: np.ndarray, labels: Sequence[str], scarce: Sequence[int]
+) -> np.ndarray:
+    """Which images, bool (N,), carry every label that goes with the finding of the images ``own``, bool (N,)."""
     n = train.loc[own, "patient_id"].nunique()
-    implied = matrix[own].all(axis=0) & (matrix.mean(axis=0) ** n < CHANCE) if n else np.zeros(matrix.shape[1], bool)
-    implied[list(scarce)] = False
+    if not n:
+        return np.ones(len(train), bool)
+    carriers = _share_of_patient(train, own) @ matrix
+    chance = binom.sf(np.ceil(carriers - 1e-9) - 1, n, matrix.mean(axis=0))
+    implied = (carriers >= NEARLY_ALL * n) & (chance < CHANCE / len(labels))
+    implied[[*scarce, *(labels.index(name) for name in NOTHING_LABELS if name in labels)]] = False
     return np.asarray(matrix[:, implied].all(axis=1))
+
+
+def _is_usual(said: np.ndarray) -> bool:
+    """Whether most of some images, bool (n,), say "Normal"; False where there are none."""
+    return bool(len(said) and said.mean() >= 0.5)
+
+
+def _speakable(vectors: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """Which of some label vectors, bool (n, L), a prompt can say: bool (n,)."""
+    distinct, which = np.unique(vectors, axis=0, return_inverse=True)
+    said = [fits([labels[j] for j in np.flatnonzero(vector).tolist()]) for vector in distinct]
+    return np.asarray(np.array(said, dtype=bool)[which.ravel()])

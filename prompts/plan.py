@@ -19,7 +19,7 @@ is an error. The plan does not promise that the generator can draw what is asked
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from prompts.phrases import fits, negative_prompt
 from prompts.rows import (
     NEGATIVE,
     NOBODY,
+    NOTHING_LABELS,
     assemble,
     deal_donors,
     deal_variants,
@@ -122,6 +123,9 @@ def look(cohort: Cohort, config: PlanConfig) -> Reality:
     scarce = find_scarce(config.scarce, labels=labels, groups=cohort.groups, per_class=config.per_class)
     matrix = np.column_stack([train[label].fillna(0).to_numpy(np.int8) for label in labels]).astype(bool)
     columns, borrows = [labels.index(label) for label in scarce], config.company_prior is not None
+    if borrows and {*scarce} & {*NOTHING_LABELS}:
+        raise TailfillError(f"plan.company_prior: {', '.join(sorted({*scarce} & {*NOTHING_LABELS}))} is scarce, which "
+                            "says that there is no company; wanted: null, or other scarce labels")
     combinations, n_unspeakable = _candidates(keep_scarce(matrix, columns) if borrows else matrix, columns, labels,
                                               allow_unseen=config.allow_unseen)
     return Reality(cohort=cohort, train=train, counts=train_counts(train, labels), scarce=scarce, matrix=matrix,
@@ -141,12 +145,13 @@ def make_rows(
     rng = np.random.default_rng([seed, round_])
     positives = make_positives(reality.combinations, counts, wanted, scarce=reality.columns, rng=rng)
     vectors = reality.combinations.vectors[positives.combination]
+    lender = np.full(len(vectors), NOBODY)
     if config.company_prior is None:
         donor = deal_donors(train, matrix, positives, rng)
     else:
-        donor = choose_lenders(train, matrix, vectors, positives.charged, labels=labels, scarce=reality.columns,
-                               prior=config.company_prior, rng=rng)
-        vectors = lend(matrix, vectors, donor, labels=labels, scarce=reality.columns)
+        donor = lender = choose_lenders(train, matrix, vectors, positives.charged, labels=labels, rng=rng,
+                                        scarce=reality.columns, prior=config.company_prior)
+        vectors = lend(matrix, vectors, lender, labels=labels, scarce=reality.columns)
         positives = replace(positives, source=np.full(len(donor), NOBODY))
     patients = describe_patients(train, donor, positives, age_jitter=config.age_jitter, rng=rng)
     has_negative = evenly(len(vectors), config.negatives_per_positive)
@@ -154,8 +159,8 @@ def make_rows(
                            has_negative=has_negative, share=config.image_conditioned)
     return assemble(
         train, labels, vectors, positives, patients, variant=deal_variants(positives.charged, phrasings or {}, rng),
-        starts=starts, strength=config.strength, scarce=reality.columns, has_negative=has_negative, seed=seed,
-        round_=round_, batch_size=config.batch_size, negative_prompt=negative_prompt(),
+        lender=lender, starts=starts, strength=config.strength, scarce=reality.columns, has_negative=has_negative,
+        seed=seed, round_=round_, batch_size=config.batch_size, negative_prompt=negative_prompt(),
     )
 
 
@@ -237,7 +242,7 @@ def main() -> None:
     options = parse("plan", PlanConfig, doc=__doc__)
     run, config = options.run, options.section
     cohort = load_cohort(run.cohort_folder)
-    stage = Stage("plan", run.folder / "plan", config={**asdict(config), "seed": run.seed},
+    stage = Stage("plan", run.folder / "plan", config={**config.identity(), "seed": run.seed},
                   inputs={"cohort": run.cohort_folder})
     if not options.dry_run and stage.is_complete():
         log.info("plan: complete, nothing to do")

@@ -168,12 +168,13 @@ def remove_scarce(vectors: np.ndarray, scarce: list[int], labels: list[str]) -> 
 
 def assemble(
     train: pd.DataFrame, labels: list[str], vectors: np.ndarray, positives: Positives, patients: pd.DataFrame, *,
-    variant: np.ndarray, starts: Starts, strength: float, scarce: list[int], has_negative: np.ndarray, seed: int,
-    round_: int, batch_size: int, negative_prompt: str,
+    variant: np.ndarray, lender: np.ndarray, starts: Starts, strength: float, scarce: list[int],
+    has_negative: np.ndarray, seed: int, round_: int, batch_size: int, negative_prompt: str,
 ) -> pd.DataFrame:
     """The plan: every positive, followed by its matched negative where ``has_negative``, bool (P,), says so.
 
-    ``variant``: int (P,), the phrasing of each positive and of its negative.
+    ``variant``: int (P,), the phrasing of each positive and of its negative. ``lender``: int64 (P,), the rows of the
+    train images that lend them their company, or ``NOBODY``.
     """
     n = len(vectors)
     owner = np.repeat(np.arange(n), 1 + has_negative)
@@ -190,7 +191,8 @@ def assemble(
         **{label: asked[:, i].astype(np.int8) for i, label in enumerate(labels)},
         "view": view, "age": age, "sex": sex,
         "charged_to": np.where(is_negative, NEGATIVE, np.array(labels, object)[positives.charged[owner]]),
-        "label_source_id": image_id[positives.source[owner]], "init_image_id": image_id[start],
+        "label_source_id": image_id[positives.source[owner]], "company_id": image_id[lender[owner]],
+        "init_image_id": image_id[start],
         "strength": np.where(start == FROM_NOISE, np.nan, strength),
         "seed": _noise_seeds(seed, round_, owner), "batch": np.arange(len(owner)) // batch_size, "round": round_,
     }

@@ -3,7 +3,9 @@
 Not promised: that a cohort can meet them; the plan says what it cannot.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from cohort.errors import TailfillError, nearest
 from prompts.scarcity import RULES
@@ -64,9 +66,9 @@ class PlanConfig:
                     f"{low} or more" if high is None else f"{low} to {high}"))
         if self.max_ratio is not None and not self.max_ratio > 0:
             raise TailfillError(f"plan.max_ratio: is {self.max_ratio}; wanted: above 0, or null for no cap")
-        if self.company_prior is not None and not self.company_prior > 0:
-            raise TailfillError(f"plan.company_prior: is {self.company_prior}; wanted: above 0, or null for each "
-                                "finding's own company")
+        if self.company_prior is not None and not 0 < self.company_prior < math.inf:
+            raise TailfillError(f"plan.company_prior: is {self.company_prior}; wanted: above 0 and finite, "
+                                "or null for each finding's own company")
         if self.company_prior is not None and self.image_conditioned:
             raise TailfillError(f"plan.company_prior: is {self.company_prior} and image_conditioned "
                                 f"{self.image_conditioned}; wanted: null, or 0, for an image that starts from a real "
@@ -82,3 +84,7 @@ class PlanConfig:
         for label, n in self.per_class.items():
             if n < 0:
                 raise TailfillError(f"plan.per_class.{label}: is {n}; wanted: 0 or more")
+
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint of a plan holds; plans from before ``company_prior`` have none, and are the same."""
+        return {key: value for key, value in asdict(self).items() if key != "company_prior" or value is not None}

@@ -35,7 +35,7 @@ from calibration_trials import METRIC
 from experiment_config import read_experiment
 from planned_phantoms import exams_of
 
-from classify.arms.filling import charge_to_rarest
+from classify.arms.filling import borrows_company, charge_to_rarest
 from classify.arms.layout import ArmConfig
 from classify.comparison.intervals import bootstrap, patient_draws
 from classify.comparison.measuring import Scored
@@ -188,16 +188,21 @@ def open_world(base: Mapping[str, Any], names: Sequence[str], *, perfect: bool) 
     return Pools(features=np.concatenate(studio.blocks), cohorts=[train], copies=[], new=new, test=test), drawn
 
 
+def layout_of(lever: Drawn) -> str:
+    """What decides about the duplicates and the oracle that a lever is held against, in words."""
+    return f"{lever.config!r}{' borrows' if borrows_company(lever.images) else ''}"
+
+
 def list_heads(pools: Pools, drawn: Sequence[Drawn], n_seeds: int) -> dict[tuple[str, str], list[Task]]:
     """The heads to train, one per seed: (settings of the arms, arm or lever) to tasks."""
     dealers: dict[str, Dealer] = {}
     heads: dict[tuple[str, str], list[Task]] = {}
     for lever in drawn:
-        key = repr(lever.config)
+        key = layout_of(lever)
         dealer = dealers.setdefault(key, Dealer(pools=pools, sets=[{}], config=lever.config, seed=0))
         for arm in (RIVAL, ORACLE, lever.name):
             if (key, arm) not in heads:
-                # important: from them the oracle knows whether company is borrowed, and so whether its own is free
+                # important: by these the oracle knows whether company is borrowed, and so whether its own is free
                 one = replace(dealer, sets=[{lever.name: lever.images, ORACLE: lever.images.assign(keep=False)}])
                 heads[key, arm] = [Task(slots=one.deal(arm, 0, stream=(seed,)), shares=one.shares[0], seed=(seed,))
                                    for seed in range(n_seeds)]
@@ -243,17 +248,17 @@ def tabulate(source: Source, drawn: Sequence[Drawn]) -> pd.DataFrame:
     ``against_base``: the lever's AP minus the base's, in the same slots; null for levers of the arms themselves.
     """
     rows = []
-    base = f"{next(lever.config for lever in drawn if lever.name == BASE)!r} {BASE}"
+    first = next(lever for lever in drawn if lever.name == BASE)
     for lever in drawn:
-        own, rival, oracle = (f"{lever.config!r} {arm}" for arm in (lever.name, RIVAL, ORACLE))
+        own, rival, oracle = (f"{layout_of(lever)} {arm}" for arm in (lever.name, RIVAL, ORACLE))
         for label, at in source.members.items():
             gain, bound = source.gain(own, rival, at, 0), source.gain(oracle, rival, at, 0)
             share = fieller_set(gain, bound)
             row = {"lever": lever.name, "label": label, "share": share.share, "share_low": share.low,
                    "share_high": share.high}
             for name, (arm, other) in {"gain": (own, rival), "oracle": (oracle, rival),
-                                       "against_base": (own, base)}.items():
-                if name == "against_base" and not base.startswith(repr(lever.config)):
+                                       "against_base": (own, f"{layout_of(first)} {BASE}")}.items():
+                if name == "against_base" and lever.config != first.config:
                     continue
                 one = source.interval(arm, other, at, 0)
                 row |= {name: one.estimate, f"{name}_low": one.low, f"{name}_high": one.high}

@@ -120,7 +120,7 @@ def has_images(folder: Path) -> bool:
 
 def stage_of_plan(job: Job, number: int) -> Stage:
     """The plan of a round; that of the first one is the ordinary plan."""
-    settings, inputs = asdict(job.plan) | {"seed": job.run.seed}, {"cohort": job.cohort.folder}
+    settings, inputs = job.plan.identity() | {"seed": job.run.seed}, {"cohort": job.cohort.folder}
     if number:
         own = {key: value for key, value in asdict(job.config).items() if key != "rounds"}
         settings |= {"round": number, "fill": own}
@@ -219,7 +219,7 @@ def make_stage(
     made = {key: value for key, value in sections["generate"].items() if key not in RUNTIME} | dict(job.weights)
     judged = {**sections["filter"], "rule_order": list(sections["filter"]["rules"])}
     return Stage("fill", run.folder / "fill", inputs=inputs, config=asdict(job.config) | {
-        "seed": run.seed, "plan": asdict(job.plan), "generate": made, "filter": judged})
+        "seed": run.seed, "plan": job.plan.identity(), "generate": made, "filter": judged})
 
 
 def foresee(job: Job) -> dict[str, Any]:

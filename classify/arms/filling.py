@@ -121,8 +121,8 @@ def borrows_company(made: pd.DataFrame) -> bool:
 def cost_of_new(slots: pd.DataFrame, images: pd.DataFrame, cohort: Cohort, *, nearest: bool) -> np.ndarray:
     """How far new real images are from the sources of slots, float (n_slots, n_images).
 
-    Where the ``nearest`` is asked for, one per label in which both are known and differ, half of one for another view;
-    else 0. Infinite where an image is not positive for the label that the slot is charged to.
+    Half of one for another view, and, where the ``nearest`` is asked for, one per label in which both are known and
+    differ. Infinite where an image is not positive for the label that the slot is charged to.
     """
     train = cohort.split("train").set_index("image_id").loc[slots["source"]]
     ours, theirs = label_matrix(train, cohort.labels), label_matrix(images, cohort.labels)
@@ -130,21 +130,22 @@ def cost_of_new(slots: pd.DataFrame, images: pd.DataFrame, cohort: Cohort, *, ne
     labels_apart = sum(left @ right.T for left, right in pairs)
     views_apart = train["view"].fillna("").to_numpy()[:, None] != images["view"].fillna("").to_numpy()[None]
     charged = [cohort.labels.index(label) for label in slots["charged_to"]]
-    return np.where((theirs == 1).T[charged], nearest * (labels_apart + WEAK * views_apart), np.inf)
+    return np.where((theirs == 1).T[charged], nearest * labels_apart + WEAK * views_apart, np.inf)
 
 
 def cost_of_equals(slots: pd.DataFrame, placed: pd.DataFrame, images: pd.DataFrame, cohort: Cohort) -> np.ndarray:
     """0, or a half for another source, where an image is charged to a slot's label and has the labels of the one that
     was ``placed`` there (a row per slot); infinite elsewhere. float (n_slots, n_images).
 
-    Images that name no source need only have the same scarce labels: what stands beside them was borrowed from any
-    image, so hardly two are alike in all, and each would be its own only rival.
+    Images whose company was borrowed need only be charged to the same label: hardly two are alike in all, and each
+    would be its own only rival. So the filter's choice among companies belongs to what is then compared.
     """
+    free = borrows_company(images)
+
     def keys(frame: pd.DataFrame) -> np.ndarray:
-        labels = frame[cohort.labels].astype("Int8").astype("str")
-        beside = [label for label in cohort.labels if label not in cohort.scarce]
-        labels.loc[frame["label_source_id"].isna(), beside] = ""
-        words = frame[["charged_to"]].join(labels).to_numpy(dtype=object)
+        if free:
+            return frame["charged_to"].to_numpy(object)
+        words = frame[["charged_to"]].join(frame[cohort.labels].astype("Int8")).astype("str").to_numpy(dtype=object)
         return np.array(["|".join(row) for row in words], dtype=object)
 
     elsewhere = slots["source"].to_numpy()[:, None] != images["label_source_id"].fillna("").to_numpy()[None]

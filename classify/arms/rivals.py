@@ -104,8 +104,8 @@ def synthetic(draw: Draw) -> pd.DataFrame:
 def unfiltered(draw: Draw) -> pd.DataFrame:
     """The slots of ``synthetic``, each synthetic image replaced by one of the first round, kept or not.
 
-    The stand-in is charged to the same label and has the same label vector, of its slot's source where there is one; or
-    the same scarce labels, where company was borrowed and the images name no source.
+    The stand-in is charged to the same label and has the same label vector; of its slot's source where there is one.
+    Where company was borrowed, vectors hardly agree, and the charged label is enough.
     """
     made, repeats = draw.frames["filter"], duplicate(draw)
     slots = _with_synthetic(repeats, draw)
@@ -131,8 +131,8 @@ def permuted(draw: Draw) -> pd.DataFrame:
 def new_real(draw: Draw, stage: str) -> pd.DataFrame:
     """The slots of ``duplicate``; where ``synthetic`` has, or was to have, a positive one, a new image of ``stage``.
 
-    It is positive for the slot's label, and in its other labels and its view nearest to the slot's source; any will do
-    where the synthetic images' company was borrowed, for it is as free as theirs.
+    It is positive for the slot's label, and in its other labels and its view nearest to the slot's source. Where the
+    synthetic images' company was borrowed, new images have theirs free, too; negatives stay those of ``duplicate``.
     """
     slots = duplicate(draw)
     meant = _with_synthetic(slots, draw)

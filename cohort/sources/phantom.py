@@ -77,10 +77,14 @@ def write_images(exams: list[Exam], root: Path, size: int, *, processes: int) ->
                     bar.update(draw(exam))
             return
         # important: one thread each, or the threads of small products in two processes wait for each other
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=threadpool_limits,
-                                 initargs=(1,)) as pool:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
             for done in pool.map(draw, missing, chunksize=CHUNK):
                 bar.update(done)
+
+
+def _one_thread() -> None:
+    """Limit what this module has loaded into a new process; the libraries must be there before."""
+    threadpool_limits(1)
 
 
 def _write_image(exam: Exam, *, root: Path, size: int) -> int:

@@ -26,8 +26,8 @@ from cohort.pipeline import STAMP, read_stamp
 from cohort.provenance import FILE, SCHEMA, hash_patients, salt_name
 from cohort.tables import RECONSTRUCTED, Cohort, read_table
 
-NAMING = {"image_id": "image_id", "label_source_id": "image_id", "init_image_id": "image_id", "labels_from": "image_id",
-          "patient_id": "patient_id"}
+NAMING = {"image_id": "image_id", "label_source_id": "image_id", "company_id": "image_id", "init_image_id": "image_id",
+          "labels_from": "image_id", "patient_id": "patient_id"}
 """Columns of stages' tables that name real images or patients, and the cohort's column that they name."""
 ORACLE = "oracle"
 """The folder of the withheld cohort, and how the names of the arms that may see it begin."""
