@@ -59,17 +59,18 @@ def train_of(cohort: Cohort) -> tuple[pd.DataFrame, np.ndarray]:
 
 
 def test_weights_are_the_ratio_that_naive_bayes_has() -> None:
-    """Four patients, worked out by hand: two images of one patient count as one."""
+    """Four patients, worked out by hand: two images of one patient count as one, and lend as one."""
     train = pd.DataFrame({"patient_id": ["a", "a", "b", "c", "d"], "view": ["AP", "AP", "PA", None, "PA"],
                           "sex": ["M", "M", "M", "M", "M"], "age": [50.0, 50.0, 50.0, 50.0, np.nan]})
     matrix = np.array([[1, 1], [1, 1], [0, 1], [1, 0], [0, 0]], bool)  # a companion, then the finding
     weights = company_weights(train, matrix, matrix[:, 1], pool=np.ones(5, bool), labels=["Edema", "Hernia"],
                               scarce=[1], prior=2.0)
-    usual, usual_ap = 3.5 / 6, 2.5 / 5
+    usual, usual_ap = 2.5 / 5, 1.5 / 4
     edema, ap = (1 + 2 * usual) / 4, (1 + 2 * usual_ap) / 4  # patient a has it, patient b does not
-    expected = np.array([edema / usual * ap / usual_ap] * 2 + [(1 - edema) / (1 - usual) * (1 - ap) / (1 - usual_ap),
-                                                              edema / usual, (1 - edema) / (1 - usual)])
-    expected[4] *= (1 - ap) / (1 - usual_ap)  # all are of one sex and age: neither says anything
+    healthy, pa = (1 - edema) / (1 - usual), (1 - ap) / (1 - usual_ap)
+    male, usual_male = (2 + 2 * 4.5 / 5) / 4, 4.5 / 5
+    expected = np.array([edema / usual * ap / usual_ap / 2] * 2 + [healthy * pa, edema / usual, healthy * pa])
+    expected *= male / usual_male  # all are men of one age: that says nothing
     np.testing.assert_allclose(weights, expected / expected.max(), rtol=1e-12)
 
 
@@ -79,7 +80,8 @@ def test_ages_follow_those_of_the_finding_as_far_as_its_patients_count(cohort: C
     n = train.loc[own, "patient_id"].nunique()
     means = [np.average(train["age"], weights=company_weights(
         train, matrix, own, pool=everybody, labels=LABELS, scarce=SCARCE, prior=prior)) for prior in (0.01, n, 1e6)]
-    old, usual = train.loc[own, "age"].mean(), train["age"].mean()
+    share = 1 / train.groupby("patient_id")["image_id"].transform("size")
+    old, usual = (np.average(train.loc[rows, "age"], weights=share[rows]) for rows in (own, everybody))
     assert means[2] == pytest.approx(usual, abs=0.1)
     assert means[1] == pytest.approx((old + usual) / 2, abs=3)  # ages are uniform, the weights those of a normal
     assert means[0] > means[1] + 3
@@ -168,7 +170,7 @@ def test_a_finding_that_nobody_has_takes_the_usual_company() -> None:
     lender = choose_lenders(train, matrix, asked, np.full(200, 3), labels=LABELS, scarce=SCARCE, prior=5.0, rng=rng)
     frontal = train["view"].ne("LATERAL")
     assert frontal.iloc[lender].all()
-    assert len(set(lender)) == 200  # equal weights, so nobody lends twice
+    assert train["patient_id"].iloc[lender].value_counts().max() == 2  # 200 rows of 180 patients, all alike
     made = lend(matrix, asked, lender, labels=LABELS, scarce=SCARCE)
     assert made[:, 3].all()
     assert made[:, 0].mean() == pytest.approx(matrix[frontal, 0].mean(), abs=0.08)
@@ -183,8 +185,55 @@ def test_a_company_that_no_prompt_can_say_does_not_lend(monkeypatch: pytest.Monk
         build_plan(cohort, CONFIG, seed=3)
 
 
+def test_that_there_is_no_finding_cannot_be_asked_for_in_company(cohort: Cohort) -> None:
+    with pytest.raises(TailfillError, match=r"plan.company_prior: Normal is scarce, which says that there is no comp"):
+        build_plan(cohort, PlanConfig(**{**vars(CONFIG), "scarce": ("tail", "Normal")}), seed=3)
+
+
+def test_a_slip_of_a_label_neither_implies_nor_makes_normal() -> None:
+    """A clavicle in twenty is no fracture, a kyphosis of forty normal: slips both. Edema in two of two: chance."""
+    n = 4000
+    train = pd.DataFrame({"patient_id": [f"p{i}" for i in range(n)], "view": "PA", "sex": "M", "age": 50.0})
+    matrix = np.zeros((n, 6), bool)
+    matrix[:200, 0] = True  # edema
+    matrix[1000:1200, 1] = matrix[1160:1180, 3] = True
+    matrix[1160, 1] = False
+    matrix[2000:2040, 2] = matrix[2000:2002, 0] = True  # two kyphoses with edema
+    matrix[:, 5] = ~matrix[:, :5].any(axis=1)
+    matrix[2039, 5] = True
+    vectors = np.zeros((400, 6), bool)
+    vectors[:200, 3] = vectors[200:, 2] = vectors[:10, 2] = True  # ten rows have both, and are charged to kyphosis
+    charged = np.where(np.arange(400) < 200, 3, 2)
+    charged[:10] = 2
+    rng = np.random.default_rng(0)
+    lender = choose_lenders(train, matrix, vectors, charged, labels=LABELS, scarce=SCARCE, prior=30.0, rng=rng)
+    made = lend(matrix, vectors, lender, labels=LABELS, scarce=SCARCE)
+    assert made[:200, 1].all()
+    assert 0.02 < made[200:, 0].mean() < 0.2
+    assert not made[200:, 1].all()
+    assert not made[:, 5].any()
+    rare = matrix.copy()
+    rare[:, 2] = False
+    rare[2000:2002, 2] = True  # the two kyphoses with edema are all there are
+    lender = choose_lenders(train, rare, vectors[200:], charged[200:], labels=LABELS, scarce=SCARCE, prior=30.0,
+                            rng=rng)
+    assert 0.05 < lend(rare, vectors[200:], lender, labels=LABELS, scarce=SCARCE)[:, 0].mean() < 0.3
+
+
+def test_who_lent_is_written_down_and_old_plans_keep_their_fingerprint(cohort: Cohort, plan: Plan) -> None:
+    train = cohort.split("train").set_index("image_id")
+    lent = train.loc[plan.rows["company_id"]]
+    for column in ("view", "sex", "age"):
+        assert lent[column].tolist() == plan.rows[column].tolist()
+    own = PlanConfig(**{**vars(CONFIG), "company_prior": None})
+    assert build_plan(cohort, own, seed=3).rows["company_id"].isna().all()
+    assert "company_prior" not in own.identity()
+    assert CONFIG.identity()["company_prior"] == 10.0
+
+
 @pytest.mark.parametrize(("wrong", "message"), [
-    ({"company_prior": 0.0}, r"plan.company_prior: is 0.0; wanted: above 0, or null"),
+    ({"company_prior": 0.0}, r"plan.company_prior: is 0.0; wanted: above 0 and finite, or null"),
+    ({"company_prior": float("inf")}, r"plan.company_prior: is inf; wanted: above 0 and finite"),
     ({"image_conditioned": 0.5}, r"plan.company_prior: is 10.0 and image_conditioned 0.5; wanted: null, or 0"),
 ])
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:
