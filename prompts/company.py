@@ -15,28 +15,30 @@ People count, not images: each patient lends as much as any other, however often
 always somebody's: which findings go together is as in reality, and only how often each company is asked for follows
 from the weights.
 
-Kept from the finding's own images: a label that (nearly) all of them carry, against all chance, as a parent (CXR-LT's
-Fracture), is a condition on whoever lends; and "Normal" stays beside a finding only where that is usual.
+Kept from the finding's own images: a condition on whoever lends is a label that all of its patients carry, against all
+chance, and one that it implies by definition (``phrases.yaml``: a clavicle's fracture is a Fracture), if most carry it;
+and "Normal" stays beside a finding only where that is usual.
 
 Not promised: exact shares. Companions that go together are counted once each, so where a finding has many patients its
 own company is overdrawn; what depends on two companions at once is not seen; and nothing says that a company never seen
 with the finding is likely.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binom
 
 from cohort.errors import TailfillError
+from cohort.vocabulary.phrases import wordings_of_reports
 from prompts.phrases import fits
 from prompts.rows import NOTHING_LABELS
 
 CHANCE = 0.01
 """A label that goes with a finding is implied by it where chance alone would do that less often, whatever the label."""
-NEARLY_ALL = 0.95
-"""Share of a finding's patients that carry a label which it implies; the rest are slips of whoever labelled."""
+MOST = 0.5
+"""Share of a finding's patients that carry a label which it implies by definition, where a cohort keeps to that."""
 
 
 def keep_scarce(matrix: np.ndarray, scarce: Sequence[int]) -> np.ndarray:
@@ -60,14 +62,15 @@ def choose_lenders(
         labels: the L names.
         scarce: columns of the scarce labels.
         prior: patients, above 0.
-        rng: dealt from combination by combination; a patient lends as often as his weight says, to within one.
+        rng: dealt from combination by combination; in each an image lends as often as its weight says, to within one.
 
     Raises ``TailfillError`` when no company fits into a prompt beside the findings.
     """
     frontal = train["view"].ne("LATERAL").fillna(True).to_numpy(bool)
     lender = np.empty(len(charged), np.int64)
-    implied = {j: _carry_implied(train, matrix, matrix[:, j], labels, scarce) for j in scarce}
+    implied = {j: _carry_implied(train, matrix, labels[j], labels, scarce) for j in scarce}
     weights: dict[tuple[int, bytes], np.ndarray] = {}
+    clashes = find_clashes(matrix, labels, scarce)
     asked, which = np.unique(np.column_stack([charged, vectors]), axis=0, return_inverse=True)
     for number, (column, *findings) in enumerate(asked):
         vector, own = np.array(findings, bool), matrix[:, column]
@@ -82,8 +85,8 @@ def choose_lenders(
         weight = np.where(pool, weights[key], 0.0)
         rows = np.flatnonzero(which.ravel() == number)
         lender[rows] = deal_by_weight(weight, len(rows), rng)
-        if not _speakable(lend(matrix, vectors[rows], lender[rows], labels=labels, scarce=scarce), labels).all():
-            said = lend(matrix, np.tile(vector, (len(train), 1)), np.arange(len(train)), labels=labels, scarce=scarce)
+        if not _speakable(lend(matrix, vectors[rows], lender[rows], scarce=scarce, clashes=clashes), labels).all():
+            said = lend(matrix, np.tile(vector, (len(train), 1)), np.arange(len(train)), scarce=scarce, clashes=clashes)
             weight[~_speakable(said, labels)] = 0.0
             if not weight.any():
                 raise TailfillError("plan.company_prior: no company of a real image fits into a prompt beside "
@@ -92,23 +95,31 @@ def choose_lenders(
     return lender
 
 
+def find_clashes(matrix: np.ndarray, labels: list[str], scarce: list[int]) -> dict[int, np.ndarray]:
+    """The column of each "Normal" to the scarce findings, bool (S,), beside which it is not usual.
+
+    Usual is what most images say that have the finding and no other, scarce ones apart.
+    """
+    nothing = [labels.index(name) for name in NOTHING_LABELS if name in labels]
+    alone = matrix[~np.delete(matrix, [*scarce, *nothing], axis=1).any(axis=1)]
+    return {column: np.array([not _is_usual(alone[alone[:, finding], column]) for finding in scarce])
+            for column in nothing}
+
+
 def lend(
-    matrix: np.ndarray, vectors: np.ndarray, lender: np.ndarray, *, labels: Sequence[str], scarce: list[int]
+    matrix: np.ndarray, vectors: np.ndarray, lender: np.ndarray, *, scarce: list[int], clashes: Mapping[int, np.ndarray]
 ) -> np.ndarray:
     """``vectors``, bool (P, L), of scarce findings, each with the company of its lender, a row of ``matrix``.
 
-    A lender whose only findings were scarce ones lends as one who has nothing.
+    A lender whose only findings were scarce ones lends as one who has nothing. ``clashes``: as ``find_clashes`` says.
     """
     company = matrix[lender]
     had_scarce = company[:, scarce].any(axis=1)
     company[:, scarce] = False
-    nothing = [labels.index(name) for name in NOTHING_LABELS if name in labels]
-    empty = ~np.delete(company, nothing, axis=1).any(axis=1)
-    alone = matrix[~np.delete(matrix, [*scarce, *nothing], axis=1).any(axis=1)]
-    for column in nothing:
-        clashes = [not _is_usual(alone[alone[:, finding], column]) for finding in scarce]
+    empty = ~np.delete(company, [*clashes], axis=1).any(axis=1)
+    for column, clash in clashes.items():
         company[:, column] |= empty & had_scarce
-        company[:, column] &= ~vectors[:, scarce][:, clashes].any(axis=1)
+        company[:, column] &= ~vectors[:, scarce][:, clash].any(axis=1)
     return np.asarray(vectors | company)
 
 
@@ -162,15 +173,19 @@ def _mean(values: np.ndarray, weight: np.ndarray, *, prior: float, usual: np.nda
 
 
 def _carry_implied(
-    train: pd.DataFrame, matrix: np.ndarray, own: np.ndarray, labels: Sequence[str], scarce: Sequence[int]
+    train: pd.DataFrame, matrix: np.ndarray, finding: str, labels: Sequence[str], scarce: Sequence[int]
 ) -> np.ndarray:
-    """Which images, bool (N,), carry every label that goes with the finding of the images ``own``, bool (N,)."""
+    """Which images, bool (N,), carry every label that always goes with a finding."""
+    own = matrix[:, labels.index(finding)]
     n = train.loc[own, "patient_id"].nunique()
     if not n:
         return np.ones(len(train), bool)
-    carriers = _share_of_patient(train, own) @ matrix
-    chance = binom.sf(np.ceil(carriers - 1e-9) - 1, n, matrix.mean(axis=0))
-    implied = (carriers >= NEARLY_ALL * n) & (chance < CHANCE / len(labels))
+    carriers = np.floor(_share_of_patient(train, own) @ matrix + 1e-9)
+    everybody = _share_of_patient(train, np.ones(len(train), bool))
+    chance = binom.sf(carriers - 1, n, everybody @ matrix / everybody.sum())
+    parents = wordings_of_reports()[finding].implies if finding in wordings_of_reports() else ()
+    implied = (carriers >= n) & (chance < CHANCE / len(labels))
+    implied |= np.isin(labels, parents) & (carriers >= MOST * n)
     implied[[*scarce, *(labels.index(name) for name in NOTHING_LABELS if name in labels)]] = False
     return np.asarray(matrix[:, implied].all(axis=1))
 

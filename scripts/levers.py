@@ -8,7 +8,7 @@ asked is what the generator is worth; ``--perfect`` asks what a perfect one woul
 the same command goes on.
 
 What asks for less of real people (``prompts_*``, ``from_real``) has to keep each finding's own company, so its fair
-base is ``own_company``. A lever's oracle is as free in its company as the lever's images are.
+base is ``own_company``. A lever's oracle is as free in its other findings as the lever's images are.
 
 A choice made here has looked at this test set many times, so its people must be no experiment's: give seeds that no
 other configuration has. Not promised: anything about trainings of all weights, or about images that a filter keeps.
@@ -277,6 +277,10 @@ def main() -> None:
     if "finetune" not in base:
         raise TailfillError(f"{options.config}: generate.pipeline is given and no section finetune; wanted: one, as "
                             "levers change it")
+    source = base.get("prepare", {}).get("source")
+    if options.perfect and source != "phantom":
+        raise TailfillError(f"--perfect: {options.config} has prepare.source {source}; wanted: phantom, which alone "
+                            "can be drawn as planned")
     names = list(dict.fromkeys([BASE, *options.levers]))
     pools, drawn = open_world(base, names, perfect=options.perfect)
     source = score(pools, list_heads(pools, drawn, options.n_seeds), recipe_of(base), options.n_draws)

@@ -43,7 +43,7 @@ MEANS: dict[str, Means] = {
     BASE: Means(arms=BOTH),
     "guidance_2.5": Means(changes={"generate": {"guidance_scale": 2.5, "guidance_interval": [0.2, 0.8]}}, arms=BOTH),
     "guidance_4": Means(changes={"generate": {"guidance_scale": 4.0, "guidance_interval": [0.2, 0.8]}}, arms=BOTH),
-    "from_real": Means(changes={"plan": {"image_conditioned": 1.0, "strength": 0.7}}, arms=BOTH),
+    "from_real": Means(changes={"plan": {"company_prior": None, "image_conditioned": 1.0, "strength": 0.7}}, arms=BOTH),
     "finetuning_50": Means(changes={"finetune": {"steps": 50}}, arms=BOTH),
     "finetuning_400": Means(changes={"finetune": {"steps": 400}}, arms=BOTH),
     "unfiltered": Means(arms=("unfiltered",)),

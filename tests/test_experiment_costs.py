@@ -164,7 +164,7 @@ def test_a_phantom_s_counts_follow_from_its_settings(repository: Path, tmp_path:
     words = [str(repository / "configs" / "demo.yaml"), "--run", str(tmp_path / "run"), "--dry-run"]
     counts = count_images(read_experiment(words, doc="").config)
     assert (counts.train, counts.val, counts.test, counts.labels) == (4200, 600, 1200, 13)
-    assert counts.planned == 670 * 1.5
+    assert counts.planned == 600 * 1.5
 
 
 def test_rates_have_names_of_stages_that_images_pass(repository: Path, tmp_path: Path) -> None:

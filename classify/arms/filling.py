@@ -114,7 +114,10 @@ def assign(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def borrows_company(made: pd.DataFrame) -> bool:
-    """Whether synthetic images have a company that was borrowed from any image, so that no slot's source is theirs."""
+    """Whether synthetic images have a company that was borrowed from any image, so that no slot's source is theirs.
+
+    Told by ``label_source_id``, which is null in all of them; so it is where all are of combinations that nobody has.
+    """
     return bool(len(made) and made["label_source_id"].isna().all())
 
 

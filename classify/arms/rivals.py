@@ -132,7 +132,8 @@ def new_real(draw: Draw, stage: str) -> pd.DataFrame:
     """The slots of ``duplicate``; where ``synthetic`` has, or was to have, a positive one, a new image of ``stage``.
 
     It is positive for the slot's label, and in its other labels and its view nearest to the slot's source. Where the
-    synthetic images' company was borrowed, new images have theirs free, too; negatives stay those of ``duplicate``.
+    synthetic images' company was borrowed, new images have theirs free, too, but for the view; negatives stay those of
+    ``duplicate``.
     """
     slots = duplicate(draw)
     meant = _with_synthetic(slots, draw)
