@@ -14,6 +14,9 @@ from quick_studio import quick_studio
 
 from classify.arms.layout import ArmConfig
 from cohort.errors import TailfillError
+from cohort.phantom.prevalence import FINDINGS
+from cohort.stage import Stage
+from cohort.tables import write_table
 
 SIZES = PoolSizes(cohorts=1, cohort_images=700, new_images=240, copies=1, test_images=500)
 
@@ -78,6 +81,46 @@ def test_the_phantom_draws_the_plan_of_the_base_and_of_levers_that_change_it(
     assert [one.name for one in drawn] == [*names, "base_perfect", "own_company_perfect"]
     assert [one.images["run"].item() for one in drawn[3:]] == ["base perfect", "own_company perfect"]
     assert [one.name for one in levers.open_world(base, names, perfect=False)[1]] == names
+
+
+def test_perfect_images_show_what_the_plan_asks_for(base: dict, tmp_path: Path) -> None:
+    labels = ["Cardiomegaly", "Kyphosis"]
+    cohort = SimpleNamespace(labels=labels)
+    plan = pd.DataFrame({"sample_id": [f"s{i}" for i in range(200)], "seed": range(200), "view": "PA", "sex": "M",
+                         "age": 60.0, "Cardiomegaly": 0, "Kyphosis": [i % 2 for i in range(200)]})
+    stage = Stage("plan", tmp_path / "plan", config={}, inputs={})
+    stage.begin()
+    write_table(plan, stage.folder / "plan.parquet")
+    stage.finish(outputs=["plan.parquet"], counts={})
+    studio = quick_studio(tmp_path, tmp_path, processes=1)
+    made = levers.perfect_images(tmp_path, base, cohort, studio)
+    assert made["image_id"].tolist() == plan["sample_id"].tolist()
+    assert made["keep"].all()
+    features = np.concatenate(studio.blocks)[made["row"]]
+    shown = features[1::2].mean(axis=0) - features[::2].mean(axis=0)
+    direction = np.random.default_rng(0).normal(size=(len(FINDINGS), 24))[list(FINDINGS).index("Kyphosis")]
+    assert np.corrcoef(shown, direction)[0, 1] > 0.9
+
+
+def test_only_a_phantom_can_be_drawn_as_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: dict) -> None:
+    other = {**base, "prepare": {"source": "nih"}}
+    monkeypatch.setattr(levers, "read_experiment", lambda words, doc: SimpleNamespace(config=other))
+    monkeypatch.setattr(levers, "parse", lambda: parse(["some.yaml", "--levers", "own_company", "--perfect"]))
+    with pytest.raises(TailfillError, match=r"--perfect: some.yaml has prepare.source nih; wanted: phantom"):
+        levers.main()
+
+
+def test_levers_of_own_and_of_borrowed_company_have_oracles_of_their_own(base: dict) -> None:
+    pools = make_pools(quick_studio(Path(), Path(), processes=1), SIZES, seed=0)
+    config = ArmConfig(slots_per_class=10, synthetic_loss_weight=1.0, negatives=0.0)
+    borrowed = pools.new.assign(label_source_id=None, keep=True)
+    own = borrowed.assign(label_source_id=pools.cohorts[0].split("train")["image_id"].iloc[0])
+    drawn = [Drawn(name=BASE, images=borrowed, config=config), Drawn(name="own_company", images=own, config=config)]
+    source = score(pools, list_heads(pools, drawn, 2), recipe_of(base), 20)
+    assert len(source.arms) == 6
+    table = tabulate(source, drawn).set_index(["lever", "label"])
+    assert table.loc[(BASE, "tail"), "oracle"] != table.loc[("own_company", "tail"), "oracle"]
+    assert np.isfinite(table.loc[("own_company", "tail"), "against_base"])
 
 
 def test_the_pipeline_as_it_was_given_stands_in_for_the_fine_tuned_one(base: dict) -> None:

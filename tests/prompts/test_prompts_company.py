@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cohort.errors import TailfillError
-from cohort.tables import Cohort
+from cohort.tables import Cohort, plan_schema, read_table, write_table
 from prompts.company import choose_lenders, company_weights, deal_by_weight, find_clashes, lend
 from prompts.plan import Plan, build_plan, look
 from prompts.settings import PlanConfig
@@ -248,3 +248,15 @@ def test_who_lent_is_written_down_and_old_plans_keep_their_fingerprint(cohort: C
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(TailfillError, match=message):
         PlanConfig(**{**vars(CONFIG), **wrong})
+
+
+def test_rounds_of_old_and_new_plans_stand_in_one_table(cohort: Cohort, plan: Plan, tmp_path: Path) -> None:
+    """A plan from before companies were lent has no such column; nulls stay null, in a file as well."""
+    old = plan.rows.drop(columns="company_id").assign(sample_id="old-" + plan.rows["sample_id"])
+    write_table(old, tmp_path / "old.parquet", plan_schema(LABELS))
+    rounds = pd.concat([read_table(tmp_path / "old.parquet", plan_schema(LABELS)), plan.rows], ignore_index=True)
+    write_table(rounds, tmp_path / "plan.parquet", plan_schema(LABELS))
+    found = read_table(tmp_path / "plan.parquet", plan_schema(LABELS))
+    assert found["company_id"].isna().tolist() == [True] * len(old) + [False] * len(plan.rows)
+    assert found["company_id"].dropna().tolist() == plan.rows["company_id"].tolist()
+    assert found["label_source_id"].isna().all()
