@@ -38,7 +38,7 @@ from prompts.rows import NOTHING_LABELS
 CHANCE = 0.01
 """A label that goes with a finding is implied by it where chance alone would do that less often, whatever the label."""
 MOST = 0.5
-"""Share of a finding's patients that carry a label which it implies by definition, where a cohort keeps to that."""
+"""Share of those with a finding from which a label beside it is usual."""
 
 
 def keep_scarce(matrix: np.ndarray, scarce: Sequence[int]) -> np.ndarray:
@@ -48,11 +48,11 @@ def keep_scarce(matrix: np.ndarray, scarce: Sequence[int]) -> np.ndarray:
     return kept
 
 
-def choose_lenders(
+def borrow(
     train: pd.DataFrame, matrix: np.ndarray, vectors: np.ndarray, charged: np.ndarray, *, labels: list[str],
     scarce: list[int], prior: float, rng: np.random.Generator,
-) -> np.ndarray:
-    """The row of the train image that lends each positive its company, int64 (P,).
+) -> tuple[np.ndarray, np.ndarray]:
+    """The row of the train image that lends each positive its company, int64 (P,), and what is asked for, bool (P, L).
 
     Args:
         train: the train images, N rows with ``patient_id``, ``view``, ``sex`` and ``age``.
@@ -66,33 +66,29 @@ def choose_lenders(
 
     Raises ``TailfillError`` when no company fits into a prompt beside the findings.
     """
-    frontal = train["view"].ne("LATERAL").fillna(True).to_numpy(bool)
-    lender = np.empty(len(charged), np.int64)
     implied = {j: _carry_implied(train, matrix, labels[j], labels, scarce) for j in scarce}
-    weights: dict[tuple[int, bytes], np.ndarray] = {}
     clashes = find_clashes(matrix, labels, scarce)
-    asked, which = np.unique(np.column_stack([charged, vectors]), axis=0, return_inverse=True)
-    for number, (column, *findings) in enumerate(asked):
-        vector, own = np.array(findings, bool), matrix[:, column]
-        own = own & frontal if (own & frontal).any() else own
-        pool = np.ones(len(train), bool)
-        for part in (~frontal if own.any() and not (own & frontal).any() else frontal,
-                     *(implied[j] for j in np.flatnonzero(vector).tolist())):
-            pool = pool & part if (pool & part).any() else pool
-        key = int(column), pool.tobytes()
+    weights: dict[tuple[int, bytes], np.ndarray] = {}
+    lender, asked = np.empty(len(charged), np.int64), vectors.copy()
+    combinations, which = np.unique(np.column_stack([charged, vectors]), axis=0, return_inverse=True)
+    for number, (column, *findings) in enumerate(combinations.tolist()):
+        rows, vector = np.flatnonzero(which.ravel() == number), np.array(findings, bool)
+        own, pool = _who_may_lend(train, matrix[:, column], [implied[j] for j in np.flatnonzero(vector).tolist()])
+        key = column, pool.tobytes()
         if key not in weights:
             weights[key] = company_weights(train, matrix, own, pool=pool, labels=labels, scarce=scarce, prior=prior)
         weight = np.where(pool, weights[key], 0.0)
-        rows = np.flatnonzero(which.ravel() == number)
         lender[rows] = deal_by_weight(weight, len(rows), rng)
-        if not _speakable(lend(matrix, vectors[rows], lender[rows], scarce=scarce, clashes=clashes), labels).all():
+        asked[rows] = lend(matrix, vectors[rows], lender[rows], scarce=scarce, clashes=clashes)
+        if not _speakable(asked[rows], labels).all():
             said = lend(matrix, np.tile(vector, (len(train), 1)), np.arange(len(train)), scarce=scarce, clashes=clashes)
             weight[~_speakable(said, labels)] = 0.0
             if not weight.any():
                 raise TailfillError("plan.company_prior: no company of a real image fits into a prompt beside "
                                     f"{', '.join(labels[j] for j in np.flatnonzero(vector))}; wanted: null")
             lender[rows] = deal_by_weight(weight, len(rows), rng)
-    return lender
+            asked[rows] = said[lender[rows]]
+    return lender, asked
 
 
 def find_clashes(matrix: np.ndarray, labels: list[str], scarce: list[int]) -> dict[int, np.ndarray]:
@@ -102,7 +98,8 @@ def find_clashes(matrix: np.ndarray, labels: list[str], scarce: list[int]) -> di
     """
     nothing = [labels.index(name) for name in NOTHING_LABELS if name in labels]
     alone = matrix[~np.delete(matrix, [*scarce, *nothing], axis=1).any(axis=1)]
-    return {column: np.array([not _is_usual(alone[alone[:, finding], column]) for finding in scarce])
+    carry = alone[:, scarce]
+    return {column: ~carry.any(axis=0) | ((carry & alone[:, [column]]).sum(axis=0) < MOST * carry.sum(axis=0))
             for column in nothing}
 
 
@@ -158,6 +155,21 @@ def deal_by_weight(weight: np.ndarray, n: int, rng: np.random.Generator) -> np.n
     return rng.permutation(order[np.minimum(at, len(order) - 1)])
 
 
+def _who_may_lend(
+    train: pd.DataFrame, own: np.ndarray, conditions: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A finding's images and those that may lend to it, bool (N,) each; ``own`` and ``conditions``: bool (N,).
+
+    Laterals are left out, unless the finding has nothing else; a condition that nobody meets is none.
+    """
+    frontal = train["view"].ne("LATERAL").fillna(True).to_numpy(bool)
+    kind = frontal if (own & frontal).any() or not own.any() else ~frontal
+    pool = np.ones(len(train), bool)
+    for condition in (kind, *conditions):
+        pool = pool & condition if (pool & condition).any() else pool
+    return own & kind, pool
+
+
 def _share_of_patient(train: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
     """1 / images of the same patient among ``rows``, bool (N,); 0 elsewhere: float64 (N,)."""
     share = np.zeros(len(rows))
@@ -188,11 +200,6 @@ def _carry_implied(
     implied |= np.isin(labels, parents) & (carriers >= MOST * n)
     implied[[*scarce, *(labels.index(name) for name in NOTHING_LABELS if name in labels)]] = False
     return np.asarray(matrix[:, implied].all(axis=1))
-
-
-def _is_usual(said: np.ndarray) -> bool:
-    """Whether most of some images, bool (n,), say "Normal"; False where there are none."""
-    return bool(len(said) and said.mean() >= 0.5)
 
 
 def _speakable(vectors: np.ndarray, labels: Sequence[str]) -> np.ndarray:

@@ -30,7 +30,7 @@ from cohort.errors import TailfillError, run_command
 from cohort.stage import Stage
 from cohort.tables import Cohort, load_cohort, plan_schema, write_table
 from prompts.allocate import Allocation, Combinations, add_unseen, allocate, combination_limits, find_combinations
-from prompts.company import choose_lenders, find_clashes, keep_scarce, lend
+from prompts.company import borrow, keep_scarce
 from prompts.conditioned import choose_starts
 from prompts.phrases import fits, negative_prompt
 from prompts.rows import (
@@ -149,10 +149,9 @@ def make_rows(
     if config.company_prior is None:
         donor = deal_donors(train, matrix, positives, rng)
     else:
-        donor = lender = choose_lenders(train, matrix, vectors, positives.charged, labels=labels, rng=rng,
-                                        scarce=reality.columns, prior=config.company_prior)
-        vectors = lend(matrix, vectors, lender, scarce=reality.columns,
-                       clashes=find_clashes(matrix, labels, reality.columns))
+        lender, vectors = borrow(train, matrix, vectors, positives.charged, labels=labels, scarce=reality.columns,
+                                 prior=config.company_prior, rng=rng)
+        donor = lender
         positives = replace(positives, source=np.full(len(donor), NOBODY))
     patients = describe_patients(train, donor, positives, age_jitter=config.age_jitter, rng=rng)
     has_negative = evenly(len(vectors), config.negatives_per_positive)
