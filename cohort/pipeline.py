@@ -46,7 +46,7 @@ STAGES: tuple[StageEntry, ...] = (
     StageEntry(name="plan", command="python -m prompts.plan --config C", folder="plan", row="an image to make"),
     StageEntry(
         name="autoencoder", command="accelerate launch synth/autoencoder.py --config C", folder="autoencoder",
-        row="(weights; only for a generator trained from nothing)",
+        row="(weights; only for a generator from nothing, or one whose autoencoder is trained on)",
     ),
     StageEntry(
         name="finetune", command="accelerate launch synth/finetune.py --config C", folder="generator",

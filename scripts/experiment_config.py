@@ -156,6 +156,11 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
     if "finetune" in built and pipelines["finetune"] is None and "autoencoder" not in content:
         raise TailfillError(f"config {file}: no section autoencoder, no finetune.pipeline, and no generate.pipeline "
                             "without a section finetune; wanted: one of them")
+    if "finetune" in built and pipelines["finetune"] is not None:
+        new, own = built["finetune"].new_autoencoder, "autoencoder" in content
+        if new != own:
+            raise TailfillError(f"config {file}: finetune.new_autoencoder is {str(new).lower()} and "
+                                f"{'a' if own else 'no'} section autoencoder is there; wanted: both or neither")
     if "finetune" in built:
         share_batch(built["finetune"].batch_size, built["finetune"].gradient_accumulation * built.processes,
                     key="finetune.batch_size")

@@ -4,9 +4,9 @@
 
     python scripts/export_models.py
 
-Reads ``runs/phantom_generator``, ``runs/phantom_generator_more`` and ``runs/phantom_backbone``, which
-``scripts/make_models.sh`` makes. Not promised: that a model halved is the model; the loss in a picture is below one
-grey value.
+Reads ``phantom_generator``, ``phantom_generator_more``, ``phantom_decoder`` and ``phantom_backbone`` of ``runs/``, as
+``scripts/make_models.sh`` makes them. Not promised: that a model halved is the model; the loss in a picture is below
+one grey value.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from classify.learning.models import CARD, save_weights
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("phantom_generator", "phantom_generator_more")
 """The runs in which the generator is trained, one after the other."""
+DECODER = "phantom_decoder"
+"""The run in which its decoder is trained on."""
 LIMIT_BYTES = 16_000_000
 """Largest size of the generator: what a repository can carry without anybody noticing."""
 
@@ -50,8 +52,9 @@ was used, and nothing can be memorised that is not already public in this reposi
   `prompts/phrases.py`, for instance "Frontal chest radiograph of a 60-year-old man. Pneumoperitoneum."
 - **Not for**: anything to do with patients.
 - **Made by**: `scripts/make_models.sh`, with the configurations {made_by}.
-- **Training**: autoencoder {ae_steps:,} steps in {ae_minutes:.0f} minutes; U-Net and text encoder {steps} steps of
-  {batch} images in {minutes} minutes, on two CPU cores beside other work.
+- **Training**: autoencoder {ae_steps:,} steps in {ae_minutes:.0f} minutes, then its decoder {decoder_steps:,} in the
+  eyes of `models/backbone` in {decoder_minutes:.0f}; U-Net and text encoder {steps} steps of {batch} images in
+  {minutes} minutes, on two CPU cores beside other work.
 - **Measured** on validation patients: autoencoder {psnr:.1f} dB ({psnr_images} images); denoising {loss}.
 - **Parameters**: {parameters:.1f} million. **Licence**: Apache-2.0, as the code.
 """
@@ -95,14 +98,16 @@ def in_words(numbers: Sequence[float]) -> str:
     return " and ".join(filter(None, (", ".join(others), last)))
 
 
-def export_generator(runs: Sequence[Path], target: Path) -> int:
+def export_generator(runs: Sequence[Path], decoder: Path, target: Path) -> int:
     """Write the pipeline and its card; returns its size in bytes. Raises ``TailfillError`` above ``LIMIT_BYTES``.
 
-    ``runs`` are those of the parts of its training in order, ``target`` is the folder to write.
+    ``runs`` are those of the parts of its training in order, ``decoder`` that of its decoder, ``target`` is the folder
+    to write.
     """
-    encoded = stamp_of(runs[0] / "autoencoder", "autoencoder")
+    encoded, decoded = (stamp_of(run / "autoencoder", "autoencoder") for run in (runs[0], decoder))
     parts = [stamp_of(run / "generator", "finetune") for run in runs]
     pipeline = StableDiffusionPipeline.from_pretrained(runs[-1] / "generator" / "pipeline", torch_dtype=torch.float16)
+    pipeline.vae = AutoencoderKL.from_pretrained(decoder / "autoencoder" / "model", torch_dtype=torch.float16)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipeline.save_pretrained(partial, safe_serialization=True)
@@ -116,12 +121,13 @@ def export_generator(runs: Sequence[Path], target: Path) -> int:
     losses = ", ".join(f"{key.removeprefix('val_')} {loss:.4f}" for key, loss in
                        zip(last["variable"], last["value"], strict=True))
     card = GENERATOR_CARD.format(
-        images=in_words([part["counts"]["train_images"] for part in parts]), psnr=encoded["extra"]["psnr_db"],
-        psnr_images=encoded["extra"]["psnr_images"], ae_steps=encoded["config"]["steps"],
+        images=in_words([part["counts"]["train_images"] for part in parts]), psnr=decoded["extra"]["psnr_db"],
+        psnr_images=decoded["extra"]["psnr_images"], decoder_steps=decoded["config"]["steps"],
+        decoder_minutes=decoded["seconds"] / 60, ae_steps=encoded["config"]["steps"],
         ae_minutes=encoded["seconds"] / 60, steps=in_words([part["config"]["steps"] for part in parts]),
         batch=parts[-1]["config"]["batch_size"], minutes=in_words([part["seconds"] / 60 for part in parts]),
         made_by=", ".join(f"`configs/{run.name}.yaml` (commit {made_by(part)})"
-                          for run, part in zip(runs, parts, strict=True)),
+                          for run, part in zip([*runs, decoder], [*parts, decoded], strict=True)),
         loss=losses or "loss not recorded",
         parameters=sum(p.numel() for network in networks for p in network.parameters()) / 1e6,
     )
@@ -152,7 +158,7 @@ def main() -> None:
     """Export both."""
     runs, models = ROOT / "runs", ROOT / "models"
     for name, size in (
-        ("generator", export_generator([runs / name for name in PARTS], models / "generator")),
+        ("generator", export_generator([runs / name for name in PARTS], runs / DECODER, models / "generator")),
         ("backbone", export_backbone(runs / "phantom_backbone" / "train" / "real" / "seed_2000", models / "backbone")),
     ):
         log.info("models/%s: %.1f MB", name, size / 1e6)

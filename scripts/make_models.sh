@@ -15,4 +15,7 @@ $python -m cohort.prepare --config configs/phantom_backbone.yaml
 for stage in train predict; do
     $python -m "classify.$stage" --config configs/phantom_backbone.yaml --arm real --arm-seed 2000
 done
+for stage in cohort.prepare synth.autoencoder; do # in the eyes of the backbone
+    $python -m "$stage" --config configs/phantom_decoder.yaml
+done
 $python scripts/export_models.py

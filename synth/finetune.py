@@ -31,11 +31,11 @@ from peft.utils import get_peft_model_state_dict
 from classify.learning.training import CHECKPOINT, start_accelerator
 from cohort.config import Run, parse
 from cohort.errors import TailfillError, run_command
-from cohort.provenance import FILE, check_no_overlap, is_known, write_patients
+from cohort.provenance import FILE, is_known, write_patients
 from cohort.stage import Stage
 from cohort.tables import Cohort, load_cohort
 from synth.drawing.pipelines import owning_stage, resolve_pipeline, weights_hash
-from synth.drawing.weights import load_networks
+from synth.drawing.weights import load_network, load_networks
 from synth.learning.fitting import HISTORY, Loop, Progress
 from synth.learning.fresh import build_pipeline
 from synth.learning.training_set import are_common, captions, speakable, training_set
@@ -71,22 +71,26 @@ def check_images(config: FinetuneConfig, cohort: Cohort) -> None:
 
 def load_pipeline(config: FinetuneConfig, run: Run, folder: Path | None, texts: list[str]) -> Any:
     """The pipeline in ``folder``, or one from nothing; raises ``TailfillError`` when it is of another family."""
+    own = run.folder / "autoencoder" / "model"
     if folder is None:
-        vae = AutoencoderKL.from_pretrained(run.folder / "autoencoder" / "model")
-        return build_pipeline(config.fresh, vae, texts)
+        return build_pipeline(config.fresh, AutoencoderKL.from_pretrained(own), texts)
     try:
+        networks = load_networks(folder)
+        if config.new_autoencoder:
+            networks["vae"] = load_network(AutoencoderKL, own)
         return StableDiffusionPipeline.from_pretrained(
-            folder, **load_networks(folder), use_safetensors=True, safety_checker=None, requires_safety_checker=False)
+            folder, **networks, use_safetensors=True, safety_checker=None, requires_safety_checker=False)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TailfillError(f"finetune.pipeline: {config.pipeline} cannot be loaded as a Stable Diffusion pipeline: "
                             f"{error}") from error
 
 
 def finish(
-    trainer: Trainer, progress: Progress, n_images: int, cohort: Cohort, stage: Stage, parents: list[Path]
+    trainer: Trainer, progress: Progress, n_images: int, cohort: Cohort, stage: Stage, owners: list[Path | None]
 ) -> None:
-    """Write the pipeline with its averaged weights, provenance and the stamp. ``parents``: stages it started from."""
+    """Write the pipeline with its averaged weights, provenance and the stamp; it started from the stages ``owners``."""
     pipeline, config = trainer.pipeline, trainer.config
+    parents = [owner for owner in owners if owner is not None and (owner / FILE).is_file()]
     trainer.ema.copy_to(trainer.parameters)
     outputs = ["pipeline", HISTORY, FILE]
     if config.uses_lora:
@@ -106,7 +110,7 @@ def finish(
     stage.finish(
         outputs=outputs, seconds=progress.seconds,
         counts={"train_images": n_images, "too_many_findings": left_out, "steps": trainer.step},
-        extra={"provenance": "known" if parents and all(is_known(parent, cohort) for parent in parents) else "unknown",
+        extra={"provenance": "known" if all(is_known(owner, cohort) for owner in owners) else "unknown",
                "processes": trainer.accelerator.num_processes,
                "parameters": sum(p.numel() for p in trainer.unet.parameters()),
                "ended": ended, "written_step": progress.written_step, "images_per_second": round(rate, 1),
@@ -116,22 +120,24 @@ def finish(
         (stage.folder / served).unlink(missing_ok=True)
 
 
-def find_parents(run: Run, folder: Path | None) -> list[Path]:
-    """The stages whose weights training starts from and that say whose images they have seen."""
-    owner = run.folder / "autoencoder" if folder is None else owning_stage(folder)
-    return [owner] if owner is not None and (owner / FILE).is_file() else []
+def find_owners(config: FinetuneConfig, run: Run, folder: Path | None) -> list[Path | None]:
+    """The folders of the stages whose weights training starts from; None for weights that no stage has written."""
+    own = [run.folder / "autoencoder"] if folder is None or config.new_autoencoder else []
+    return [*own, *([owning_stage(folder)] if folder is not None else [])]
 
 
 def open_stage(config: FinetuneConfig, run: Run, folder: Path | None) -> Stage:
     """The stage; what identifies a pipeline to start from is its weights, not where they lie."""
     inputs = {"cohort": run.cohort_folder}
     unimportant = {"pipeline", "revision", "checkpoint_every", "gradient_checkpointing"}
+    if not config.new_autoencoder:
+        unimportant.add("new_autoencoder")
     if config.patience is None:
         unimportant.add("validate_every")  # when it only shows how training goes
     settings: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in unimportant}
-    if folder is None:
+    if folder is None or config.new_autoencoder:
         inputs["autoencoder"] = run.folder / "autoencoder"
-    else:
+    if folder is not None:
         settings["weights"] = weights_hash(folder)
     return Stage("finetune", run.folder / "generator", inputs=inputs,
                  config={**settings, "seed": run.seed, "threads": run.threads})
@@ -153,9 +159,9 @@ def main() -> None:
         log.info("finetune: complete, nothing to do")
         return
     check_images(config, cohort)
-    parents = find_parents(run, folder)
-    for parent in parents:
-        check_no_overlap(parent, cohort)
+    owners = find_owners(config, run, folder)
+    for owner in owners:
+        is_known(owner, cohort)  # raises where it has learnt from test patients
     accelerator = start_accelerator(run, stage.folder / "tensorboard", config.precision)
     if accelerator.is_main_process:
         stage.begin()
@@ -169,7 +175,7 @@ def main() -> None:
     progress = Loop(trainer, sets, cohort, stage.folder).run()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        finish(trainer, progress, len(sets["train"].frame), cohort, stage, parents)
+        finish(trainer, progress, len(sets["train"].frame), cohort, stage, owners)
     accelerator.end_training()
 
 

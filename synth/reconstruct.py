@@ -28,14 +28,14 @@ from tqdm import tqdm
 
 from classify.slots import Pool, load_pools
 from cohort.config import Run, hub_or_path, parse, require_values
-from cohort.errors import TailfillError, run_command
+from cohort.errors import run_command
 from cohort.pixels import load_images
 from cohort.provenance import FILE, write_patients
 from cohort.stage import Stage, hash_bytes, write_atomically
 from cohort.tables import RECONSTRUCTED, Cohort, cohort_schema, load_cohort, write_table
 from synth.drawing.parts import encode_png
-from synth.drawing.pipelines import LOAD_ERRORS, find_pipeline, owning_stage, weights_hash
-from synth.learning.reconstruction import reconstruct
+from synth.drawing.pipelines import find_pipeline, owning_stage, weights_hash
+from synth.learning.reconstruction import load_autoencoder, reconstruct
 
 log = logging.getLogger(__name__)
 
@@ -63,15 +63,6 @@ class ReconstructConfig:
         size, batch = self.image_size, self.batch_size
         require_values("reconstruct", batch_size=(batch, batch >= 1, "1 or more"),
                        image_size=(size, size is None or (size >= 8 and size % 8 == 0), "a multiple of 8"))
-
-
-def load_autoencoder(folder: Path) -> AutoencoderKL:
-    """The ``vae`` of a pipeline folder; raises ``TailfillError`` when it is missing or of another kind."""
-    try:
-        vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
-    except LOAD_ERRORS as error:
-        raise TailfillError(f"{folder / 'vae'}: cannot be loaded as an AutoencoderKL: {error}") from error
-    return vae.eval()
 
 
 def oracle_folders(run: Run, config: ReconstructConfig) -> dict[str, Path]:

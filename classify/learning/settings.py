@@ -108,7 +108,7 @@ class TrainConfig:
             if self.pretrained:
                 raise TailfillError(f"train.pretrained is {str(self.pretrained).lower()} and train.backbone is given; "
                                     "wanted: one start")
-            check_backbone(Path(self.backbone), model=self.model, image_size=self.image_size)
+            check_backbone(Path(self.backbone), model=self.model, image_size=self.image_size, key="train.backbone")
         check_pretrained(self.pretrained, model=self.model, key="train.pretrained")
         if self.head_only and self.backbone is None and self.init_seed is None and not self.pretrained:
             raise TailfillError("train.head_only is true without train.backbone, train.init_seed or train.pretrained; "

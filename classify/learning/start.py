@@ -66,13 +66,16 @@ def fitting_card(folder: Path, *, model: str, image_size: int) -> Card:
     return card
 
 
-def check_backbone(folder: Path, *, model: str, image_size: int) -> None:
-    """Raise ``TailfillError`` unless the folder holds weights, and a card of this model and size."""
+def check_backbone(folder: Path, *, image_size: int, key: str, model: str | None = None) -> None:
+    """Raise ``TailfillError``, naming the setting ``key``, unless the folder holds weights and a card of this size.
+
+    ``model``: the timm model that it must be of; None: any.
+    """
     for name in (WEIGHTS_FILE, CARD):
         if not (folder / name).is_file():
-            raise TailfillError(f"train.backbone is {folder}, which holds no {name}; wanted: a folder as "
+            raise TailfillError(f"{key} is {folder}, which holds no {name}; wanted: a folder as "
                                 "classify/train.py writes it")
-    fitting_card(folder, model=model, image_size=image_size)
+    fitting_card(folder, model=model or load_card(folder).model, image_size=image_size)
 
 
 def initial_model(

@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import nn
 
-from synth.autoencoder import AutoencoderConfig, build_autoencoder
+from synth.learning.coding import AutoencoderConfig, build_autoencoder
 from synth.learning.fresh import FreshConfig, build_pipeline
 
 WAYS = {

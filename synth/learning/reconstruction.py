@@ -3,11 +3,16 @@
 Images are 8-bit grey outside and floats in [-1, 1] inside, the range that diffusers' autoencoders expect.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cohort.errors import TailfillError
+from synth.drawing.weights import LOAD_ERRORS
 
 
 class Reconstruct(nn.Module):
@@ -18,10 +23,13 @@ class Reconstruct(nn.Module):
         self.vae = vae
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (n, 1, h, w) in [-1, 1] and noise (n, c, h/f, w/f) -> reconstruction and KL per image (n,)."""
-        posterior = self.vae.encode(images).latent_dist
+        """Images (n, 1, h, w) in [-1, 1] and noise (n, c, h/f, w/f) -> reconstruction and KL per image (n,).
+
+        Grey is repeated where the model takes colours, and the mean of its colours is the reconstruction.
+        """
+        posterior = self.vae.encode(images.expand(-1, self.vae.config.in_channels, -1, -1)).latent_dist
         latents = posterior.mean + posterior.std * noise
-        return self.vae.decode(latents).sample, posterior.kl()
+        return self.vae.decode(latents).sample.mean(1, keepdim=True), posterior.kl()
 
 
 class PatchDiscriminator(nn.Module):
@@ -71,6 +79,15 @@ def psnr(*, reconstructed: np.ndarray, target: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB over a set of uint8 images of equal shape."""
     error = np.square(reconstructed.astype(np.float64) - target.astype(np.float64)).mean()
     return float(10 * np.log10(255**2 / error)) if error > 0 else float("inf")
+
+
+def load_autoencoder(folder: Path) -> AutoencoderKL:
+    """The ``vae`` of a pipeline folder, float32; raises ``TailfillError`` when it is missing or of another kind."""
+    try:
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
+    except LOAD_ERRORS as error:
+        raise TailfillError(f"{folder / 'vae'}: cannot be loaded as an AutoencoderKL: {error}") from error
+    return vae.float().eval()
 
 
 @torch.no_grad()

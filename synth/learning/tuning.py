@@ -35,6 +35,8 @@ class FinetuneConfig:
     """Pipeline to start from: a folder or a hub id; null trains a small one from nothing around RUN/autoencoder."""
     revision: str | None = None
     """Revision on the hub."""
+    new_autoencoder: bool = False
+    """Whether RUN/autoencoder, trained on from that of ``pipeline``, takes its place; from nothing it always does."""
     mode: str = "full"
     """``full`` or ``lora``; a pipeline from nothing is always trained in full."""
     lora_rank: int = 16
@@ -88,6 +90,8 @@ class FinetuneConfig:
             "finetune", **{key: (n, n >= 1, "1 or more") for key, n in ones.items()},
             mode=(self.mode, self.mode in ("full", "lora"), "full or lora"),
             pipeline=(self.pipeline, self.pipeline is not None or self.mode == "full", "a pipeline for lora to adapt"),
+            new_autoencoder=(self.new_autoencoder, self.pipeline is not None or not self.new_autoencoder,
+                             "false without a pipeline, whose autoencoder is the run's own"),
             train_text_encoder=(self.train_text_encoder, not (self.train_text_encoder and self.mode == "lora"),
                                 "false where mode is lora"),
             learning_rate=(self.learning_rate, self.learning_rate > 0, "above 0"),

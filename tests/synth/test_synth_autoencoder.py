@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from classify.learning.training import CHECKPOINT, load_checkpoint, save_checkpoint, step_generator
 from cohort.errors import TailfillError
-from synth.autoencoder import AutoencoderConfig, Trainer, build_autoencoder
+from synth.learning.coding import AutoencoderConfig, Trainer, build_autoencoder
 from synth.learning.reconstruction import gradient_loss, latent_scale, psnr, reconstruct, to_grey, to_signed
 
 CONFIG = AutoencoderConfig(image_size=16, block_out_channels=(8, 8), latent_channels=4, steps=6, batch_size=4,
@@ -54,13 +54,13 @@ def test_reconstruction_does_not_depend_on_the_batch_size(images: np.ndarray) ->
 
 def test_a_resumed_run_ends_at_the_same_bits(images: np.ndarray, tmp_path) -> None:
     torch.set_num_threads(1)
-    straight = Trainer(CONFIG, Accelerator(cpu=True), seed=3)
+    straight = Trainer(CONFIG, Accelerator(cpu=True), seed=3, images=images)
     losses = [straight.train_step(images)["loss"] for _ in range(6)]
-    first = Trainer(CONFIG, Accelerator(cpu=True), seed=3)
+    first = Trainer(CONFIG, Accelerator(cpu=True), seed=3, images=images)
     for _ in range(4):  # the discriminator has joined by then
         first.train_step(images)
     save_checkpoint(tmp_path / CHECKPOINT, step=first.step, history=[], **first.state())
-    second = Trainer(CONFIG, Accelerator(cpu=True), seed=3)
+    second = Trainer(CONFIG, Accelerator(cpu=True), seed=3, images=images)
     second.load(load_checkpoint(tmp_path / CHECKPOINT))
     assert [second.train_step(images)["loss"] for _ in range(2)] == losses[4:]
     for name, value in straight.vae.state_dict().items():

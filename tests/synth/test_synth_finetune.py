@@ -19,8 +19,8 @@ from cohort.provenance import is_known, write_patients
 from cohort.stage import Stage
 from cohort.tables import Cohort
 from prompts.phrases import N_VARIANTS, WORDINGS
-from synth.autoencoder import AutoencoderConfig, build_autoencoder
 from synth.finetune import finish, load_pipeline
+from synth.learning.coding import AutoencoderConfig, build_autoencoder
 from synth.learning.denoiser import encode_moments, sample_latents, target_and_weight
 from synth.learning.fitting import Progress
 from synth.learning.fresh import FreshConfig, build_pipeline, train_tokenizer
@@ -272,7 +272,7 @@ def test_a_merged_adapter_is_the_adapter(tmp_path: Path) -> None:
     frame = pd.DataFrame({"split": ["train"], "patient_id": ["p"]})
     cohort = Cohort(frame=frame, labels=[], groups={}, roots={}, salt="s", folder=tmp_path)
     recorder = Recorder()
-    finish(trainer, Progress(history=[{"step": 3, "images_per_second": 1.0}]), 1, cohort, recorder, [])
+    finish(trainer, Progress(history=[{"step": 3, "images_per_second": 1.0}]), 1, cohort, recorder, [None])
     assert "lora" in recorder.stamp["outputs"]
     assert load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
 
