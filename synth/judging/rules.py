@@ -90,6 +90,7 @@ RULES: dict[str, str] = {
     "neighbourhood": "synth.judging.realism:neighbourhood",
     "memorisation": "synth.judging.memorisation:memorisation",
     "label_agreement": "synth.judging.agreement:label_agreement",
+    "drawn": "synth.measuring.drawn:drawn",
     "diversity": "synth.judging.diversity:diversity",
 }
 """Name to the place of its function, in the default order."""

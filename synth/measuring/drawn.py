@@ -8,8 +8,9 @@ positive, the view, age, sex and company, so that nothing but the words for the 
 was made from noise is read, before any rule, for what a critic has chosen it finds again; of negatives that were asked
 for again, the first.
 
-- ``hardly drawn``: the interval lies below half of what the same critics have above .5 in real images. Training on such
-  images is unlikely to help: train the generator for longer, or give its words more weight;
+- ``hardly drawn``: the interval lies below half of what the same critics have above .5 in real images. Such images say
+  something else than the finding, and the rule ``drawn`` drops those charged to it: its slots hold repeats of real
+  images. Train the generator for longer, or give its words more weight;
 - ``drawn``: it does not, and lies above .5;
 - ``not judged``: neither, or the critics cannot tell the finding in real images, or there are too few pairs.
 
@@ -29,6 +30,7 @@ import pandas as pd
 from cohort.tables import write_table
 from synth.judging.critic import Gauge, auroc_interval, fold_gauges, validation_gauges
 from synth.judging.evidence import Evidence
+from synth.judging.rules import Criterion, reads
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +119,23 @@ def _read(gauge: Gauge, evidence: Evidence) -> Drawn:
     says = NOT_JUDGED if reason else HARDLY if made[2] < margin else DRAWN
     return Drawn(label=gauge.label, says=says, auroc=made[0], ci_low=made[1], ci_high=made[2], n_pairs=n_pairs,
                  real_auroc=real[0], real_low=real[1], real_high=real[2], n_real_patients=people, reason=reason)
+
+
+@reads("critic", "fold")
+def drawn(evidence: Evidence) -> list[Criterion]:
+    """One criterion per scarce finding: images charged to one that is hardly drawn fail, all of them; see the module.
+
+    Their score is the upper end of the AUROC's interval, the threshold half of what is seen in real images.
+    """
+    return [Criterion(
+        label=row["label"], score=np.full(len(evidence.made), row["ci_high"]),
+        applies=np.asarray(evidence.charged_to == row["label"], dtype=bool), at_least=True,
+        threshold=(0.5 + row["real_auroc"]) / 2 if row["says"] != NOT_JUDGED else None,
+        source=f"upper end of the critics' AUROC over {row['n_pairs']} pairs; half of what they have above .5 in real "
+               f"images ({row['real_auroc']:.3f})",
+        n_positive=row["n_real_patients"],
+        reason=f"not judged: {row['reason']}" if row["says"] == NOT_JUDGED else None,
+    ) for row in read_drawn(evidence).to_dict("records")]
 
 
 def write_drawn(evidence: Evidence, folder: Path) -> str:

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from cohort.tables import read_table
 from synth.judging.evidence import NEGATIVE, Evidence, Images
-from synth.measuring.drawn import FILE, matched_pairs, read_drawn, write_drawn
+from synth.judging.rules import apply_rules, fails
+from synth.measuring.drawn import FILE, drawn, matched_pairs, read_drawn, write_drawn
 
 LABELS = ["Edema", "Hernia"]
 CRITIC, FOLD = "critic_1000", "fold_2000"
@@ -173,3 +174,23 @@ def test_the_log_warns_of_what_cannot_be_read(tmp_path: Path, caplog: pytest.Log
     assert "is hardly drawn in the images made: Hernia (AUROC 0." in caplog.text
     assert "Edema" not in caplog.text
     assert read_table(tmp_path / FILE)["says"].tolist() == ["drawn", "hardly drawn"]
+
+
+def test_all_images_of_a_finding_that_is_hardly_drawn_are_dropped_and_no_others() -> None:
+    real = draw(300, gap=1.5, seed=2)
+    evidence = case(real, gap=0.5)
+    none = case(real, gap=0.0)
+    logits = evidence.made.read(CRITIC).copy()
+    logits[:, 1] = none.made.read(CRITIC)[:, 1]  # Hernia is not drawn
+    evidence = replace(evidence, made=replace(evidence.made, readings={CRITIC: logits}))
+    assert read_drawn(evidence)["says"].tolist() == ["drawn", "hardly drawn"]
+    (criteria,) = apply_rules({"drawn": None}, evidence).values()
+    assert np.array_equal(fails(criteria, len(evidence.made)), np.asarray(evidence.charged_to) == "Hernia")
+
+
+def test_a_finding_that_is_not_judged_drops_nothing() -> None:
+    evidence = case(draw(300, gap=0.0, seed=2), gap=0.0)  # critics that see nothing in real images either
+    criteria = {criterion.label: criterion for criterion in drawn(evidence)}
+    assert [criteria[label].threshold for label in LABELS] == [None, None]
+    assert "may be chance" in str(criteria["Edema"].reason)
+    assert not fails(list(criteria.values()), len(evidence.made)).any()
