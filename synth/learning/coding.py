@@ -30,6 +30,9 @@ from synth.learning.reconstruction import (
     to_signed,
 )
 
+SIZES = ("block_out_channels", "layers_per_block", "latent_channels")
+"""Settings that a pipeline to start from has of its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
@@ -75,7 +78,7 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         """Raise ``TailfillError`` for the first value out of range."""
         levels = self.block_out_channels
-        factor = 2 ** max(0, len(levels) - 1)
+        factor = 2 ** max(0, len(levels) - 1) if self.pipeline is None else 1
         check_precision(self.precision, key="autoencoder.precision")
         ones = {key: getattr(self, key) for key in
                 ("layers_per_block", "latent_channels", "steps", "batch_size", "checkpoint_every")}
@@ -98,11 +101,11 @@ class AutoencoderConfig:
                            key="autoencoder.perceptual.backbone")
 
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint of the stage holds, the pipeline's weights aside; what is off, it does not hold."""
-        served = {"checkpoint_every", "pipeline", "revision", "perceptual"}
-        settings = {key: value for key, value in asdict(self).items() if key not in served}
-        if not self.decoder_only:
-            del settings["decoder_only"]
+        """What the fingerprint of the stage holds, the pipeline's weights aside; what has no effect, it does not hold.
+        """
+        idle = {"checkpoint_every", "pipeline", "revision", "perceptual"}
+        idle |= {"decoder_only"} if self.pipeline is None else set(SIZES)
+        settings = {key: value for key, value in asdict(self).items() if key not in idle}
         if self.perceptual.backbone is not None:
             settings["perceptual"] = {"weight": self.perceptual.weight,
                                       "backbone": hash_file(Path(self.perceptual.backbone) / WEIGHTS_FILE)}
