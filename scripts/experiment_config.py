@@ -152,15 +152,12 @@ def check_arms(run: Run, compare: CompareConfig, train: TrainConfig, *, sections
 def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | None) -> None:
     """Raise ``TailfillError`` for sections that are right for themselves but not together."""
     start, pipelines = built["train"].init_seed, {
-        section: built[section].pipeline for section in ("finetune", "generate") if section in built}
+        section: built[section].pipeline for section in ("autoencoder", "finetune", "generate") if section in built}
     if "finetune" in built and pipelines["finetune"] is None and "autoencoder" not in content:
         raise TailfillError(f"config {file}: no section autoencoder, no finetune.pipeline, and no generate.pipeline "
                             "without a section finetune; wanted: one of them")
-    if "finetune" in built and pipelines["finetune"] is not None:
-        new, own = built["finetune"].new_autoencoder, "autoencoder" in content
-        if new != own:
-            raise TailfillError(f"config {file}: finetune.new_autoencoder is {str(new).lower()} and "
-                                f"{'a' if own else 'no'} section autoencoder is there; wanted: both or neither")
+    if "autoencoder" in content or ("finetune" in built and built["finetune"].new_autoencoder):
+        check_autoencoder(built, content, file)
     if "finetune" in built:
         share_batch(built["finetune"].batch_size, built["finetune"].gradient_accumulation * built.processes,
                     key="finetune.batch_size")
@@ -184,6 +181,20 @@ def check_together(run: Run, built: Any, content: dict[str, Any], file: Path | N
         share_batch(train.batch_size, train.gradient_accumulation * built.processes, key="train.batch_size")
     if "autoencoder" in content:
         share_batch(built["autoencoder"].batch_size, built.processes, key="autoencoder.batch_size")
+
+
+def check_autoencoder(built: Any, content: dict[str, Any], file: Path | None) -> None:
+    """Raise ``TailfillError`` where a trained autoencoder would serve no generator, or that of foreign latents."""
+    if "finetune" not in built:
+        raise TailfillError(f"config {file}: a section autoencoder and no finetune to take it; wanted: both")
+    finetune, own = built["finetune"], "autoencoder" in content
+    if finetune.pipeline is not None and finetune.new_autoencoder != own:
+        raise TailfillError(f"config {file}: finetune.new_autoencoder is {str(finetune.new_autoencoder).lower()} and "
+                            f"{'a' if own else 'no'} section autoencoder is there; wanted: both or neither")
+    start = built["autoencoder"] if own else finetune
+    if (start.pipeline, start.revision) != (finetune.pipeline, finetune.revision):
+        raise TailfillError(f"autoencoder.pipeline is {start.pipeline} ({start.revision}), and finetune.pipeline is "
+                            f"{finetune.pipeline} ({finetune.revision}); wanted: the same, whose latents are denoised")
 
 
 def check_reconstruction(run: Run, reconstruct: Any, generate: Any) -> None:

@@ -4,7 +4,7 @@
 
     python scripts/export_models.py
 
-Reads ``phantom_generator``, ``phantom_generator_more``, ``phantom_decoder`` and ``phantom_backbone`` of ``runs/``, as
+Reads ``phantom_generator``, its two further parts, ``phantom_decoder`` and ``phantom_backbone`` of ``runs/``, as
 ``scripts/make_models.sh`` makes them. Not promised: that a model halved is the model; the loss in a picture is below
 one grey value.
 """
@@ -30,7 +30,7 @@ from synth.exporting.pipeline_folder import forget_origin
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("phantom_generator", "phantom_generator_more")
+PARTS = ("phantom_generator", "phantom_generator_more", "phantom_generator_scarce")
 """The runs in which the generator is trained, one after the other."""
 DECODER = "phantom_decoder"
 """The run in which its decoder is trained on."""
@@ -105,6 +105,9 @@ def export_generator(runs: Sequence[Path], decoder: Path, target: Path) -> int:
     to write.
     """
     encoded, decoded = (stamp_of(run / "autoencoder", "autoencoder") for run in (runs[0], decoder))
+    if not decoded["config"].get("decoder_only"):
+        raise TailfillError(f"{decoder}: its encoder was trained too; wanted: autoencoder.decoder_only, as the U-Net "
+                            "has learnt the latents of the first one")
     parts = [stamp_of(run / "generator", "finetune") for run in runs]
     pipeline = StableDiffusionPipeline.from_pretrained(runs[-1] / "generator" / "pipeline", torch_dtype=torch.float16)
     pipeline.vae = AutoencoderKL.from_pretrained(decoder / "autoencoder" / "model", torch_dtype=torch.float16)
@@ -121,7 +124,8 @@ def export_generator(runs: Sequence[Path], decoder: Path, target: Path) -> int:
     losses = ", ".join(f"{key.removeprefix('val_')} {loss:.4f}" for key, loss in
                        zip(last["variable"], last["value"], strict=True))
     card = GENERATOR_CARD.format(
-        images=in_words([part["counts"]["train_images"] for part in parts]), psnr=decoded["extra"]["psnr_db"],
+        images=in_words([part["counts"]["train_images"] for part in (*parts, decoded)]),
+        psnr=decoded["extra"]["psnr_db"],
         psnr_images=decoded["extra"]["psnr_images"], decoder_steps=decoded["config"]["steps"],
         decoder_minutes=decoded["seconds"] / 60, ae_steps=encoded["config"]["steps"],
         ae_minutes=encoded["seconds"] / 60, steps=in_words([part["config"]["steps"] for part in parts]),

@@ -8,8 +8,10 @@ python=.venv/bin/python
 for stage in cohort.prepare synth.autoencoder synth.finetune; do
     $python -m "$stage" --config configs/phantom_generator.yaml
 done
-for stage in cohort.prepare synth.finetune; do
-    $python -m "$stage" --config configs/phantom_generator_more.yaml
+for part in more scarce; do
+    for stage in cohort.prepare synth.finetune; do
+        $python -m "$stage" --config "configs/phantom_generator_$part.yaml"
+    done
 done
 $python -m cohort.prepare --config configs/phantom_backbone.yaml
 for stage in train predict; do

@@ -159,7 +159,8 @@ def child_config(rehearsal: Rehearsal, cell: Cell) -> dict[str, Any]:
     child["finetune"] = {**config["finetune"], "steps": finetune_steps(rehearsal)}
     if "autoencoder" in child:
         del child["autoencoder"]
-        child["finetune"]["pipeline"] = str(rehearsal.base / "generator" / "pipeline")
+        child["finetune"] |= {"pipeline": str(rehearsal.base / "generator" / "pipeline"), "revision": None,
+                              "new_autoencoder": False}
     if section.quick:
         child["train"] = {**config["train"], **({} if config["train"]["head_only"] else HEAD_TRAINING),
                           "head_only": True, "init_seed": None}

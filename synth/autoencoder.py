@@ -23,14 +23,16 @@ import pandas as pd
 from tqdm import tqdm
 
 from classify.figures.sheets import contact_sheet
+from classify.learning.models import CARD
+from classify.learning.start import WEIGHTS_FILE
 from classify.learning.training import CHECKPOINT, load_checkpoint, save_checkpoint, start_accelerator
 from cohort.config import Run, parse
 from cohort.errors import run_command
 from cohort.pixels import load_images
-from cohort.provenance import FILE, check_no_overlap, is_known, write_patients
-from cohort.stage import Stage
+from cohort.provenance import FILE, is_known, write_patients
+from cohort.stage import Stage, hash_file
 from cohort.tables import Cohort, load_cohort, write_table
-from synth.drawing.pipelines import hash_pipeline, owning_stage, resolve_pipeline
+from synth.drawing.pipelines import owning_stage, resolve_pipeline, weights_hash
 from synth.learning.coding import AutoencoderConfig, Trainer
 from synth.learning.reconstruction import latent_scale, psnr, reconstruct
 
@@ -62,13 +64,13 @@ def fit(trainer: Trainer, images: np.ndarray, folder: Path) -> None:
 
 
 def finish(
-    trainer: Trainer, cohort: Cohort, stage: Stage, *, cache: Path, parents: list[Path], known: bool
+    trainer: Trainer, cohort: Cohort, stage: Stage, *, cache: Path, owners: list[Path | None], known: bool
 ) -> None:
     """Set the latent scale of a new model; write it, a sheet of reconstructions, provenance, and the stamp.
 
-    ``parents``: the stages whose weights it started from, and that say whose images they have seen; ``known``: whether
-    all such images are known.
+    ``owners``: where other weights came from, see ``find_owners``; ``known``: whether all their images are.
     """
+    parents = [owner for owner in owners if owner is not None and (owner / FILE).is_file()]
     vae, config = trainer.vae.eval(), trainer.config
     frames = {name: cohort.split(name) for name in ("train", "val")}
     images = {name: load_images(cohort.image_paths(frame), config.image_size, cache=cache)
@@ -91,18 +93,24 @@ def finish(
     (stage.folder / CHECKPOINT).unlink(missing_ok=True)
 
 
-def open_stage(config: AutoencoderConfig, run: Run, folder: Path | None) -> tuple[Stage, list[Path]]:
-    """The stage, and those that its weights come from and that say whose images they have seen.
-
-    What identifies a pipeline to start from, in ``folder``, is its weights, not where they lie.
+def find_owners(config: AutoencoderConfig, folder: Path | None) -> list[Path | None]:
+    """Where the weights come from that it starts from or is judged by; None for a pipeline that no stage has written.
     """
-    settings, parents = config.identity(), []
+    backbone = config.perceptual.backbone
+    return [*([owning_stage(folder)] if folder is not None else []), *([Path(backbone)] if backbone else [])]
+
+
+def open_stage(config: AutoencoderConfig, run: Run, folder: Path | None) -> Stage:
+    """The stage; what identifies weights that it starts from is their content, not where they lie."""
+    inputs, settings = {"cohort": run.cohort_folder}, config.identity()
+    if config.perceptual.backbone is not None:
+        backbone = Path(config.perceptual.backbone)
+        inputs |= {"perceptual": backbone / WEIGHTS_FILE, "perceptual_card": backbone / CARD}
     if folder is not None:
-        owner = owning_stage(folder)
-        settings["weights"] = hash_pipeline(folder, owner)
-        parents = [owner] if owner is not None and (owner / FILE).is_file() else []
-    return Stage("autoencoder", run.folder / "autoencoder", inputs={"cohort": run.cohort_folder},
-                 config={**settings, "seed": run.seed, "threads": run.threads}), parents
+        settings["weights"] = weights_hash(folder / "vae")
+        settings["weights_config"] = hash_file(folder / "vae" / "config.json")
+    return Stage("autoencoder", run.folder / "autoencoder", inputs=inputs,
+                 config={**settings, "seed": run.seed, "threads": run.threads})
 
 
 def main() -> None:
@@ -111,15 +119,15 @@ def main() -> None:
     run, config = options.run, options.section
     cohort = load_cohort(run.cohort_folder)
     folder = resolve_pipeline(config.pipeline, config.revision) if config.pipeline else None
-    stage, parents = open_stage(config, run, folder)
+    stage = open_stage(config, run, folder)
     if options.dry_run:
         sys.stdout.write(stage.describe(train_images=len(cohort.split("train")), steps=config.steps) + "\n")
         return
     if stage.is_complete():
         log.info("autoencoder: complete, nothing to do")
         return
-    for parent in parents:
-        check_no_overlap(parent, cohort)
+    owners = find_owners(config, folder)
+    known = [is_known(owner, cohort) for owner in owners]  # raises where one has learnt from test patients
     accelerator = start_accelerator(run, stage.folder / "tensorboard", config.precision)
     if accelerator.is_main_process:
         stage.begin()
@@ -132,8 +140,7 @@ def main() -> None:
     fit(trainer, images, stage.folder)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        known = folder is None or (bool(parents) and all(is_known(parent, cohort) for parent in parents))
-        finish(trainer, cohort, stage, cache=cache, parents=parents, known=known)
+        finish(trainer, cohort, stage, cache=cache, owners=owners, known=all(known))
     accelerator.end_training()
 
 

@@ -75,7 +75,10 @@ def check_backbone(folder: Path, *, image_size: int, key: str, model: str | None
         if not (folder / name).is_file():
             raise TailfillError(f"{key} is {folder}, which holds no {name}; wanted: a folder as "
                                 "classify/train.py writes it")
-    fitting_card(folder, model=model or load_card(folder).model, image_size=image_size)
+    try:
+        fitting_card(folder, model=model or load_card(folder).model, image_size=image_size)
+    except TailfillError as error:
+        raise TailfillError(f"{key}: {error}") from error
 
 
 def initial_model(

@@ -38,8 +38,8 @@ def _limits_of_images(evidence: Evidence) -> list[str]:
     if evidence.drawn.empty:
         return []
     named = evidence.drawn[evidence.drawn["says"] == "hardly drawn"]["label"]
-    return [f"The images made hardly show what they were asked for: {', '.join(named)}. Whatever they did says nothing "
-            "of images that show it."] if len(named) else []
+    return [f"The images made hardly show what they were asked for: {', '.join(named)}. Whatever they did, or the "
+            "lack of those that the rule `drawn` dropped, says nothing of images that show it."] if len(named) else []
 
 
 def _limits_of_design(evidence: Evidence) -> list[str]:

@@ -60,6 +60,8 @@ class Evidence:
     val: Images
     watched: tuple[str, ...] = ()
     """Further labels that are rare (the tail group), whether the plan pays for them or not."""
+    controls: tuple[str, ...] = ()
+    """Labels without a visible sign, that any gain on them be known for an artefact."""
     critics: tuple[str, ...] = ()
     """Readings that hold a critic's logits, (n, n_labels) in the order of the labels."""
     folds: Mapping[str, Images] = field(default_factory=dict)

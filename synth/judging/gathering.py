@@ -118,8 +118,8 @@ class Gatherer:
         again = collect(sources["reconstructed"], self._readers_of("reconstructed"),
                         self.cache) if self.reconstructed else {}
         names = {kind: tuple(reader.name for reader in self.readers.get(kind, ())) for kind in SETS}
-        rare = tuple(label for label in self.cohort.labels if self.cohort.groups[label] == "tail")
-        return Evidence(charged_to=charged_to, scarce=scarce, watched=rare,
+        return Evidence(charged_to=charged_to, scarce=scarce, watched=tuple(self.cohort.in_group("tail")),
+                        controls=tuple(self.cohort.in_group("control")),
                         critics=names["critic"], encoders=names["encoder"], made=gathered["made"],
                         train=gathered["train"], val=gathered["val"], reconstructed=again,
                         folds={critic: gathered[critic] for critic in self.held_out},

@@ -15,11 +15,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from classify.learning.start import WEIGHTS_FILE, check_backbone
+from classify.learning.start import check_backbone
 from classify.learning.training import check_finite, check_precision, share_batch, step_generator
 from cohort.config import hub_or_path, require_values
 from cohort.errors import TailfillError
-from cohort.stage import hash_file
 from synth.learning.perceptual import FeatureDistance, PerceptualConfig
 from synth.learning.reconstruction import (
     PatchDiscriminator,
@@ -101,14 +100,12 @@ class AutoencoderConfig:
                            key="autoencoder.perceptual.backbone")
 
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint of the stage holds, the pipeline's weights aside; what has no effect, it does not hold.
-        """
+        """What the fingerprint of the stage holds, other weights aside; nothing that is off or the pipeline's."""
         idle = {"checkpoint_every", "pipeline", "revision", "perceptual"}
         idle |= {"decoder_only"} if self.pipeline is None else set(SIZES)
         settings = {key: value for key, value in asdict(self).items() if key not in idle}
         if self.perceptual.backbone is not None:
-            settings["perceptual"] = {"weight": self.perceptual.weight,
-                                      "backbone": hash_file(Path(self.perceptual.backbone) / WEIGHTS_FILE)}
+            settings["perceptual_weight"] = self.perceptual.weight
         return settings
 
 
@@ -130,7 +127,8 @@ def start_autoencoder(config: AutoencoderConfig, folder: Path | None) -> Autoenc
     vae = load_autoencoder(folder)
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+        if vae.quant_conv is not None:
+            vae.quant_conv.requires_grad_(False)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     require_values("autoencoder", image_size=(config.image_size, config.image_size % factor == 0,
                                               f"a multiple of {factor}, by which {folder} makes an image smaller"))
@@ -154,7 +152,7 @@ class Trainer:
         self.model, self.critic = accelerator.prepare(Reconstruct(self.vae), PatchDiscriminator())
         self.features: FeatureDistance | None = None
         if config.perceptual.backbone is not None:
-            self.features = FeatureDistance(Path(config.perceptual.backbone), images).to(accelerator.device)
+            self.features = FeatureDistance(Path(config.perceptual.backbone), images, accelerator.device)
         learning = [parameter for parameter in self.vae.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(learning, lr=config.learning_rate, weight_decay=0.01)
         self.critic_optimiser = torch.optim.AdamW(self.critic.parameters(), lr=config.learning_rate / 2,

@@ -44,11 +44,11 @@ class PerceptualConfig:
 class FeatureDistance(nn.Module):
     """Mean squared difference of a frozen backbone's features, in units of their spread over real images.
 
-    ``images`` are those real images, uint8 (n, size, size). Raises ``TailfillError`` for a folder without a backbone of
-    their size, and for a model whose stages timm cannot tell apart.
+    ``images`` are those real images, uint8 (n, size, size); all is computed on ``device``. Raises ``TailfillError`` for
+    a folder without a backbone of their size, and for a model whose stages timm cannot tell apart.
     """
 
-    def __init__(self, backbone: Path, images: np.ndarray) -> None:
+    def __init__(self, backbone: Path, images: np.ndarray, device: torch.device | str = "cpu") -> None:
         super().__init__()
         check_backbone(backbone, image_size=images.shape[-1], key="autoencoder.perceptual.backbone")
         self.card = load_card(backbone)
@@ -57,13 +57,20 @@ class FeatureDistance(nn.Module):
         if not hasattr(model, "forward_intermediates"):
             raise TailfillError(f"autoencoder.perceptual.backbone: {backbone} is a {self.card.model}, whose stages "
                                 "cannot be looked at; wanted: a model of timm with forward_intermediates")
-        self.model = model.eval().requires_grad_(False)
-        with torch.no_grad():
-            parts = [self._features(part) for part in to_signed(images[:REFERENCE_IMAGES]).split(64)]
-        for at, maps in enumerate(zip(*parts, strict=True)):
-            whole = torch.cat(maps)
-            over = (0, *range(2, whole.ndim))
-            self.register_buffer(f"spread_{at}", whole.std(dim=over, keepdim=True).clamp_min(1e-6))
+        self.model = model.eval().requires_grad_(False).to(device)
+        for at, spread in enumerate(self._spreads(to_signed(images[:REFERENCE_IMAGES]).to(device))):
+            self.register_buffer(f"spread_{at}", spread.clamp_min(1e-6))
+
+    @torch.no_grad()
+    def _spreads(self, images: Tensor) -> list[Tensor]:
+        """Standard deviation of each feature over images (n, 1, size, size) and places, shaped to divide by."""
+        moments: list[Tensor] = []  # per feature: number of values, their sum, that of their squares
+        for part in images.split(32):
+            new = [torch.stack([power.sum(dim=(0, *range(2, each.ndim)), keepdim=True) for power in
+                                (torch.ones_like(each), each, each.square())])
+                   for each in (feature.double() for feature in self._features(part))]
+            moments = [a + b for a, b in zip(moments, new, strict=True)] if moments else new
+        return [((squares - total.square() / n).clamp_min(0) / (n - 1)).sqrt().float() for n, total, squares in moments]
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """Maps (n, c, h, w) of the stages and pooled features (n, d) of images (n, 1, size, size) in [-1, 1]."""

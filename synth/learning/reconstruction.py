@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cohort.errors import TailfillError
-from synth.drawing.weights import LOAD_ERRORS
+from synth.drawing.weights import LOAD_ERRORS, load_network
 
 
 class Reconstruct(nn.Module):
@@ -82,9 +82,10 @@ def psnr(*, reconstructed: np.ndarray, target: np.ndarray) -> float:
 
 
 def load_autoencoder(folder: Path) -> AutoencoderKL:
-    """The ``vae`` of a pipeline folder, float32; raises ``TailfillError`` when it is missing or of another kind."""
+    """The ``vae`` of a pipeline folder, float32; ``TailfillError`` when it is missing, incomplete or of another kind.
+    """
     try:
-        vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True)
+        vae: AutoencoderKL = load_network(AutoencoderKL, folder / "vae")
     except LOAD_ERRORS as error:
         raise TailfillError(f"{folder / 'vae'}: cannot be loaded as an AutoencoderKL: {error}") from error
     return vae.float().eval()

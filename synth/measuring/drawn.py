@@ -9,15 +9,18 @@ was made from noise is read, before any rule, for what a critic has chosen it fi
 for again, the first.
 
 - ``hardly drawn``: the interval lies below half of what the same critics have above .5 in real images. Such images say
-  something else than the finding, and the rule ``drawn`` drops those charged to it: its slots hold repeats of real
-  images. Train the generator for longer, or give its words more weight;
+  something else than the finding: train the generator for longer, or give its words more weight. Where it lies even
+  below half of what these critics have *at least*, the lower end of their interval, the rule ``drawn`` drops all images
+  charged to the finding, but for a control's, and its positive slots hold repeats of real images;
 - ``drawn``: it does not, and lies above .5;
 - ``not judged``: neither, or the critics cannot tell the finding in real images, or there are too few pairs.
 
 Not promised: that it is the finding that is read and not that a chest is abnormal at all, for a negative without any
 finding left says so; that findings look as varied as in real ones; or that the AUROC in real images is that of the
 finding alone: there view, age and company help. A generator that has its training images by heart is read as one that
-draws. Labels with few real patients are not judged, which in a tail is many.
+draws. Labels with few real patients are not judged, which in a tail is many. What the rule leaves are the matched
+negatives, which show no scarce finding whoever asked for them, and images that carry the finding beside the one that
+they are charged to.
 """
 
 import logging
@@ -125,17 +128,20 @@ def _read(gauge: Gauge, evidence: Evidence) -> Drawn:
 def drawn(evidence: Evidence) -> list[Criterion]:
     """One criterion per scarce finding: images charged to one that is hardly drawn fail, all of them; see the module.
 
-    Their score is the upper end of the AUROC's interval, the threshold half of what is seen in real images.
+    Their score is the upper end of the AUROC's interval, the threshold half of what the critics have above .5 in real
+    images at least.
     """
-    return [Criterion(
-        label=row["label"], score=np.full(len(evidence.made), row["ci_high"]),
-        applies=np.asarray(evidence.charged_to == row["label"], dtype=bool), at_least=True,
-        threshold=(0.5 + row["real_auroc"]) / 2 if row["says"] != NOT_JUDGED else None,
-        source=f"upper end of the critics' AUROC over {row['n_pairs']} pairs; half of what they have above .5 in real "
-               f"images ({row['real_auroc']:.3f})",
-        n_positive=row["n_real_patients"],
-        reason=f"not judged: {row['reason']}" if row["says"] == NOT_JUDGED else None,
-    ) for row in read_drawn(evidence).to_dict("records")]
+    criteria = []
+    for row in read_drawn(evidence).to_dict("records"):
+        reason = "a control has no sign to draw" if row["label"] in evidence.controls else row["reason"]
+        criteria.append(Criterion(
+            label=row["label"], score=np.full(len(evidence.made), row["ci_high"]),
+            applies=np.asarray(evidence.charged_to == row["label"], dtype=bool), at_least=True,
+            threshold=None if reason else (0.5 + row["real_low"]) / 2,
+            source=f"upper end of the critics' AUROC over {row['n_pairs']} pairs; half of what they have above .5 at "
+                   f"least in real images ({row['real_low']:.3f})",
+            n_positive=row["n_real_patients"], reason=f"not judged: {reason}" if reason else None))
+    return criteria
 
 
 def write_drawn(evidence: Evidence, folder: Path) -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,8 +14,12 @@ from tiny_pipeline import save_tiny_pipeline, tiny_pipeline
 from classify.learning.training import CHECKPOINT, load_checkpoint, save_checkpoint
 from cohort.config import Run
 from cohort.errors import TailfillError
-from synth.autoencoder import open_stage
-from synth.finetune import find_owners, load_pipeline
+from cohort.provenance import is_known, write_patients
+from cohort.stage import Stage
+from cohort.tables import Cohort
+from synth.autoencoder import find_owners, open_stage
+from synth.finetune import find_owners as owners_of_tuning
+from synth.finetune import load_pipeline
 from synth.learning.coding import AutoencoderConfig, Trainer, start_autoencoder
 from synth.learning.perceptual import PerceptualConfig
 from synth.learning.tuning import FinetuneConfig
@@ -105,13 +110,41 @@ def test_what_it_starts_from_is_in_the_fingerprint(tmp_path: Path) -> None:
     run = Run(run=str(tmp_path / "run"), cohort=str(tmp_path / "cohort.csv"))
     folders = [save_tiny_pipeline(tmp_path / f"pipeline_{seed}", seed) for seed in (0, 1)]
     backbone = PerceptualConfig(backbone=str(save_backbone(tmp_path / "backbone")))
-    prints = [open_stage(config, run, folder)[0].fingerprint for config, folder in (
+    prints = [open_stage(config, run, folder).fingerprint for config, folder in (
         (CONFIG, folders[0]), (CONFIG, folders[1]), (replace(CONFIG, decoder_only=True), folders[0]),
         (replace(CONFIG, perceptual=backbone), folders[0]),
         (replace(CONFIG, perceptual=replace(backbone, weight=0.5)), folders[0]))]
     assert len(set(prints)) == 5
     for same in (replace(CONFIG, pipeline="elsewhere"), replace(CONFIG, latent_channels=2)):  # sizes are the pipeline's
-        assert open_stage(same, run, folders[0])[0].fingerprint == prints[0]
+        assert open_stage(same, run, folders[0]).fingerprint == prints[0]
+
+
+def test_a_copy_of_a_pipeline_is_the_same_start_and_another_u_net_beside_it_too(tmp_path: Path) -> None:
+    (tmp_path / "cohort.csv").write_text("a file")
+    run = Run(run=str(tmp_path / "run"), cohort=str(tmp_path / "cohort.csv"))
+    stage = Stage("finetune", tmp_path / "generator", config={}, inputs={})
+    stage.begin()
+    owned = save_tiny_pipeline(stage.folder / "pipeline")
+    stage.finish(outputs=["pipeline"], counts={})
+    copied = save_tiny_pipeline(tmp_path / "copy")
+    tiny_pipeline(seed=1).unet.save_pretrained(copied / "unet")
+    assert open_stage(CONFIG, run, owned).fingerprint == open_stage(CONFIG, run, copied).fingerprint
+
+
+def test_a_backbone_that_knows_test_patients_is_refused_and_an_unknown_one_told(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"split": ["train", "test"], "patient_id": ["p", "q"]})
+    cohort = Cohort(frame=frame, labels=[], groups={}, roots={}, salt="s", folder=tmp_path)
+    backbone = save_backbone(tmp_path / "backbone")
+    config = replace(CONFIG, perceptual=PerceptualConfig(backbone=str(backbone)))
+    owners = find_owners(config, tmp_path)
+    assert owners == [None, backbone]
+    assert find_owners(replace(config, pipeline=None), None) == [backbone]
+    assert [is_known(owner, cohort) for owner in owners] == [False, False]
+    write_patients(backbone, ["p"], salt="s")
+    assert is_known(backbone, cohort)
+    write_patients(backbone, ["q"], salt="s")
+    with pytest.raises(TailfillError, match="has learnt from 1 patients"):
+        is_known(backbone, cohort)
 
 
 def test_fine_tuning_takes_the_run_s_own_autoencoder(tmp_path: Path) -> None:
@@ -124,5 +157,5 @@ def test_fine_tuning_takes_the_run_s_own_autoencoder(tmp_path: Path) -> None:
         for name, value in pipeline.vae.state_dict().items():
             assert torch.equal(value, vae.state_dict()[name]), name
         assert torch.equal(pipeline.unet.conv_in.weight, tiny_pipeline().unet.conv_in.weight)
-    assert find_owners(replace(config, new_autoencoder=True), run, folder) == [tmp_path / "run/autoencoder", None]
-    assert find_owners(config, run, folder) == [None]
+    assert owners_of_tuning(replace(config, new_autoencoder=True), run, folder) == [tmp_path / "run/autoencoder", None]
+    assert owners_of_tuning(config, run, folder) == [None]

@@ -188,6 +188,23 @@ def test_all_images_of_a_finding_that_is_hardly_drawn_are_dropped_and_no_others(
     assert np.array_equal(fails(criteria, len(evidence.made)), np.asarray(evidence.charged_to) == "Hernia")
 
 
+def test_a_control_is_kept_though_it_has_no_sign() -> None:
+    evidence = case(draw(300, gap=1.5, seed=2), gap=0.0)
+    for controls, dropped in (((), ["Edema", "Hernia"]), (("Edema",), ["Hernia"])):
+        fallen = fails(drawn(replace(evidence, controls=controls)), len(evidence.made))
+        assert sorted(set(np.asarray(evidence.charged_to)[fallen])) == dropped
+
+
+def test_what_forty_patients_leave_open_warns_and_drops_nothing() -> None:
+    """The critics' skill is known to a tenth: below half of it, and not below half of the least that it may be."""
+    for gap, drops in ((0.02, True), (0.12, False)):
+        evidence = case(draw(40, gap=1.0, seed=5), gap=gap)
+        row, (criterion, _) = row_of(evidence), drawn(evidence)
+        assert row["says"] == "hardly drawn"
+        assert criterion.threshold == pytest.approx((0.5 + row["real_low"]) / 2)
+        assert fails([criterion], len(evidence.made)).any() == drops
+
+
 def test_a_finding_that_is_not_judged_drops_nothing() -> None:
     evidence = case(draw(300, gap=0.0, seed=2), gap=0.0)  # critics that see nothing in real images either
     criteria = {criterion.label: criterion for criterion in drawn(evidence)}

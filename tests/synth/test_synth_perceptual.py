@@ -76,5 +76,5 @@ def test_what_does_not_fit_is_named(tmp_path: Path, images: np.ndarray) -> None:
         PerceptualConfig(weight=0)
     with pytest.raises(TailfillError, match=r"perceptual\.backbone is .*, which holds no ema\.safetensors"):
         FeatureDistance(tmp_path, images)
-    with pytest.raises(TailfillError, match="image_size 32; wanted: 16"):
+    with pytest.raises(TailfillError, match=r"autoencoder\.perceptual\.backbone: .* image_size 32; wanted: 16"):
         FeatureDistance(save_backbone(tmp_path), images[:, :16, :16])
