@@ -93,6 +93,19 @@ def test_what_is_lacking_is_learnt_once_without_the_findings(repository: Path, t
     assert child["plan"]["scarce"] == ["Effusion", "Nodule"]  # nobody can check the tail here
 
 
+def test_an_autoencoder_that_is_trained_on_is_learnt_once_and_in_the_base_s_pipeline(
+    repository: Path, tmp_path: Path, cohort: Path
+) -> None:
+    given = str(repository / "models" / "generator")
+    rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, "--prepare.root", str(tmp_path),
+                       "--autoencoder.pipeline", given, "--finetune.pipeline", given,
+                       "--finetune.new_autoencoder", "true", *FROM_NOTHING)
+    assert base_config(rehearsal)["finetune"]["new_autoencoder"] is True
+    child = child_config(rehearsal, list_cells(load_cohort(cohort), rehearsal.section)[0])
+    assert (child["finetune"]["pipeline"], child["finetune"]["new_autoencoder"]) == (
+        str(rehearsal.base / "generator" / "pipeline"), False)
+
+
 def test_pre_trained_weights_are_a_backbone(repository: Path, tmp_path: Path, cohort: Path) -> None:
     (tmp_path / "weights").touch()
     rehearsal = opened(repository, "rehearse_nih128.yaml", tmp_path / "run", cohort, "--prepare.root", str(tmp_path),

@@ -15,6 +15,7 @@ from tiny_pipeline import tiny_pipeline
 from classify.learning.training import CHECKPOINT, load_checkpoint, save_checkpoint, start_accelerator
 from cohort.config import Run
 from cohort.errors import TailfillError
+from cohort.stage import Stage
 from cohort.tables import Cohort
 from synth.finetune import check_family, check_images, open_stage
 from synth.learning import fitting, validation
@@ -195,6 +196,12 @@ def test_only_settings_that_change_the_weights_are_in_the_fingerprint(tmp_path: 
 
     assert not any(differs(**free) for free in ({"validate_every": 7}, {"gradient_checkpointing": True}))
     assert all(differs(**bound) for bound in ({"patience": 3}, {"prior_weight": 1.0}, {"precision": "bf16"}))
+    stage = Stage("autoencoder", run.folder / "autoencoder", config={}, inputs={})
+    stage.begin()
+    stage.finish(outputs=[], counts={})
+    assert differs(new_autoencoder=True)
+    before = open_stage(replace(CONFIG, patience=None), run, tmp_path)
+    assert ("new_autoencoder" in before.config, "autoencoder" in before.inputs) == (False, False)
     patient = [open_stage(replace(CONFIG, validate_every=n), run, tmp_path).fingerprint for n in (1, 2)]
     assert patient[0] != patient[1]
 
