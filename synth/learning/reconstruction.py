@@ -82,13 +82,13 @@ def psnr(*, reconstructed: np.ndarray, target: np.ndarray) -> float:
 
 
 def load_autoencoder(folder: Path) -> AutoencoderKL:
-    """The ``vae`` of a pipeline folder, float32; ``TailfillError`` when it is missing, incomplete or of another kind.
+    """The ``vae`` of a pipeline folder, float32, in evaluation; ``TailfillError`` when it is missing, incomplete or of another kind.
     """
     try:
         vae: AutoencoderKL = load_network(AutoencoderKL, folder / "vae")
-    except LOAD_ERRORS as error:
+    except (*LOAD_ERRORS, TailfillError) as error:
         raise TailfillError(f"{folder / 'vae'}: cannot be loaded as an AutoencoderKL: {error}") from error
-    return vae.float().eval()
+    return vae
 
 
 @torch.no_grad()
