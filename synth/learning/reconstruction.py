@@ -82,7 +82,9 @@ def psnr(*, reconstructed: np.ndarray, target: np.ndarray) -> float:
 
 
 def load_autoencoder(folder: Path) -> AutoencoderKL:
-    """The ``vae`` of a pipeline folder, float32, in evaluation; ``TailfillError`` when it is missing, incomplete or of another kind.
+    """The ``vae`` of a pipeline folder, float32 and in evaluation.
+
+    Raises ``TailfillError`` when it is missing, incomplete or of another kind.
     """
     try:
         vae: AutoencoderKL = load_network(AutoencoderKL, folder / "vae")
