@@ -191,7 +191,7 @@ def check_autoencoder(built: Any, content: dict[str, Any], file: Path | None) ->
     if finetune.pipeline is not None and finetune.new_autoencoder != own:
         raise TailfillError(f"config {file}: finetune.new_autoencoder is {str(finetune.new_autoencoder).lower()} and "
                             f"{'a' if own else 'no'} section autoencoder is there; wanted: both or neither")
-    start = built["autoencoder"] if own else finetune
+    start = built["autoencoder"]
     if (start.pipeline, start.revision) != (finetune.pipeline, finetune.revision):
         raise TailfillError(f"autoencoder.pipeline is {start.pipeline} ({start.revision}), and finetune.pipeline is "
                             f"{finetune.pipeline} ({finetune.revision}); wanted: the same, whose latents are denoised")
